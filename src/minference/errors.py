@@ -15,7 +15,7 @@ class UnsupportedError(RuntimeError):
     """A request that is well formed but that this machine, model or build cannot serve."""
 
 
-class MissingDependencyError(UnsupportedError, ImportError):
+class MissingDependencyError(ImportError, UnsupportedError):
     """An optional package that the request needs is not installed."""
 
 
