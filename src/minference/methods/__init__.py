@@ -1,0 +1,49 @@
+"""The methods, one file each, and how to get one by name."""
+
+from importlib.metadata import entry_points
+
+from minference.errors import unknown_name
+from minference.methods.a_shape import AShape
+from minference.methods.base import Context, Method
+from minference.methods.dense import Dense
+from minference.methods.dilated import Dilated1, Dilated2
+from minference.methods.minference import MInference
+from minference.methods.static import Static
+from minference.methods.tri_shape import TriShape
+
+__all__ = [
+    "AShape",
+    "Context",
+    "Dense",
+    "Dilated1",
+    "Dilated2",
+    "MInference",
+    "Method",
+    "Static",
+    "TriShape",
+    "get_method",
+    "method_names",
+]
+
+_GROUP = "minference.methods"
+_OWN: dict[str, type[Method]] = {
+    cls.name: cls for cls in (MInference, Dense, AShape, TriShape, Static, Dilated1, Dilated2)
+}
+
+
+def method_names() -> list[str]:
+    """Names of the built-in methods and of those that installed packages register."""
+    return sorted({*_OWN, *(point.name for point in entry_points(group=_GROUP))})
+
+
+def get_method(name: str) -> type[Method]:
+    """The method class of that name.
+
+    Raises:
+        ValueError: no such method; the message lists the valid names.
+    """
+    if name in _OWN:
+        return _OWN[name]
+    for point in entry_points(group=_GROUP, name=name):
+        return point.load()
+    raise unknown_name("method", name, method_names())

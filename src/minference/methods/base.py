@@ -1,0 +1,61 @@
+"""What a method is: it looks at q and k and says, as a `SparseIndex`, which keys each query needs.
+
+A new method is one file: a frozen dataclass with a `name` and a `build_index`, registered here or
+through the entry point group `minference.methods`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from minference.index import SparseIndex
+from minference.ops.build import Layout
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may know of a call besides q and k.
+
+    Attributes:
+        layout: which places of the buffers hold real tokens.
+        layer: number of the attention layer in the model.
+        heads: global numbers of q's heads; under tensor parallelism a part of the model's.
+        scale: factor of the scores.
+        softcap: scores become softcap * tanh(score / softcap); 0 for none.
+        impl: implementation of the operations, as in `sparse_attention`.
+    """
+
+    layout: Layout
+    layer: int
+    heads: tuple[int, ...]
+    scale: float
+    softcap: float = 0.0
+    impl: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """Builds the index of one attention call.
+
+    Attributes:
+        min_seq_len: contexts of fewer tokens are served by the best dense kernel; None means the
+            length measured for the device.
+    """
+
+    name: ClassVar[str]
+    min_seq_len: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_seq_len is not None and self.min_seq_len < 0:
+            raise ValueError(
+                f"min_seq_len must be None or at least 0 tokens, got {self.min_seq_len}"
+            )
+
+    @abstractmethod
+    def build_index(
+        self, q: Float[Tensor, "B H L D"], k: Float[Tensor, "B Hkv N D"], context: Context
+    ) -> SparseIndex | None:
+        """The index of this call, or None where the method asks for dense attention."""

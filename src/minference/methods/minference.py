@@ -1,0 +1,173 @@
+"""MInference 1.0: a searched pattern for each head, its lines or blocks estimated from the prompt
+(arXiv 2407.02490)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from torch import Tensor
+
+from minference.errors import unknown_name
+from minference.head_patterns import HeadPatterns
+from minference.index import SparseIndex, merge_heads
+from minference.methods.base import Context, Method
+from minference.ops.build import (
+    a_shape_index,
+    assemble,
+    dense_index,
+    tri_shape_index,
+)
+from minference.ops.estimate.api import last_query_lines, last_query_masses
+from minference.ops.pool.api import pooled_block_lists
+from minference.ops.select.api import LOCAL_BAND, SINK_COLUMNS, select_columns, select_offsets
+from minference.ops.select.reference import offset_budget, select_distances
+from minference.patterns import AShape, BlockSparse, Dense, Pattern, TriShape, VerticalSlash
+
+SELECTIONS = ("budget", "lines")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MInference(Method):
+    """Per-head patterns, found offline; columns, slashes and blocks, estimated for each call.
+
+    Attributes:
+        patterns: the pattern of every layer and head.
+        selection: "budget" spends at most ceil(2 s / 64) + 3 block offsets on s slashes, those of
+            most mass; "lines" covers each of the s best distances, as published, whatever it costs.
+        budget_length: context length that the budgets are meant for; shorter contexts get budgets
+            in proportion. None keeps them as they are.
+    """
+
+    name: ClassVar[str] = "minference"
+    patterns: HeadPatterns
+    selection: str = "budget"
+    budget_length: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.selection not in SELECTIONS:
+            raise unknown_name("selection", self.selection, SELECTIONS)
+        if self.budget_length is not None and self.budget_length < 1:
+            raise ValueError(
+                f"budget_length must be None or at least 1 token, got {self.budget_length}"
+            )
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, **options: object) -> Self:
+        """The method with the patterns of a supported model id or of a pattern file."""
+        return cls(patterns=HeadPatterns.from_pretrained(name_or_path), **options)  # type: ignore[arg-type]
+
+    def layer_patterns(self, context: Context) -> list[Pattern]:
+        """The pattern of each of this call's heads."""
+        own = [self.patterns.patterns[context.layer][head] for head in context.heads]
+        length = context.layout.kv_len
+        if self.budget_length is None or length >= self.budget_length:
+            return own
+        return [pattern.scaled(length / self.budget_length) for pattern in own]
+
+    def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex | None:
+        by_kind: dict[type, list[int]] = {}
+        own = self.layer_patterns(context)
+        for head, pattern in enumerate(own):
+            by_kind.setdefault(type(pattern), []).append(head)
+        if by_kind.keys() == {Dense}:
+            return None
+        parts = []
+        for kind, heads in by_kind.items():
+            chosen = [own[head] for head in heads]
+            parts.append((heads, _BUILDERS[kind](self, q, k, context, heads, chosen)))
+        return merge_heads(parts, q.shape[1])
+
+
+def _vertical_slash(
+    method: MInference,
+    q: Tensor,
+    k: Tensor,
+    context: Context,
+    heads: list[int],
+    chosen: list[VerticalSlash],
+) -> SparseIndex:
+    layout = context.layout
+    columns = tuple(pattern.vertical for pattern in chosen)
+    slashes = tuple(pattern.slash for pattern in chosen)
+    estimate = last_query_lines if method.selection == "lines" else last_query_masses
+    scores = estimate(
+        q,
+        k,
+        layout.first,
+        layout.stop,
+        scale=context.scale,
+        softcap=context.softcap,
+        impl=context.impl,
+    )
+    by_column, by_line = scores if len(heads) == q.shape[1] else (x[:, heads] for x in scores)
+    if method.selection == "lines":
+        offsets = select_distances(by_line, slashes, LOCAL_BAND)
+    else:
+        budgets = tuple(offset_budget(s) for s in slashes)
+        offsets = select_offsets(by_line, budgets, impl=context.impl)
+    kept = select_columns(by_column, columns, sink=SINK_COLUMNS, impl=context.impl)
+    return assemble(layout, len(chosen), offsets=offsets, columns=kept)
+
+
+def _a_shape(
+    method: MInference,
+    q: Tensor,
+    k: Tensor,
+    context: Context,
+    heads: list[int],
+    chosen: list[AShape],
+) -> SparseIndex:
+    return a_shape_index(
+        context.layout, tuple(p.sink for p in chosen), tuple(p.local for p in chosen)
+    )
+
+
+def _tri_shape(
+    method: MInference,
+    q: Tensor,
+    k: Tensor,
+    context: Context,
+    heads: list[int],
+    chosen: list[TriShape],
+) -> SparseIndex:
+    return tri_shape_index(
+        context.layout,
+        tuple(p.sink for p in chosen),
+        tuple(p.local for p in chosen),
+        tuple(p.last for p in chosen),
+    )
+
+
+def _block_sparse(
+    method: MInference,
+    q: Tensor,
+    k: Tensor,
+    context: Context,
+    heads: list[int],
+    chosen: list[BlockSparse],
+) -> SparseIndex:
+    layout = context.layout
+    budgets = tuple(pattern.topk for pattern in chosen)
+    lists = pooled_block_lists(q, k, layout.first, layout.stop, budgets, heads=heads)
+    return assemble(layout, len(chosen), blocks=lists, group_tiles=1)
+
+
+def _dense(
+    method: MInference,
+    q: Tensor,
+    k: Tensor,
+    context: Context,
+    heads: list[int],
+    chosen: list[Dense],
+) -> SparseIndex:
+    return dense_index(context.layout, len(chosen))
+
+
+_BUILDERS: dict[type, Callable[..., SparseIndex]] = {
+    VerticalSlash: _vertical_slash,
+    AShape: _a_shape,
+    TriShape: _tri_shape,
+    BlockSparse: _block_sparse,
+    Dense: _dense,
+}

@@ -1,0 +1,88 @@
+"""Which implementation computes an operation: an explicit choice is kept or refused, never bent."""
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+from minference import env
+from minference.errors import UnsupportedError, unknown_name
+from minference.log import info_once
+
+Reason = str | None
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def why_not_triton(device: torch.device, dtype: torch.dtype) -> Reason:
+    """Why the Triton kernels cannot serve tensors of this device and dtype; None if they can."""
+    if not _has_triton():
+        return "triton is not installed (pip install 'minference[triton]')"
+    if device.type == "cpu":
+        if not interpreted():
+            return "Triton needs a GPU (or TRITON_INTERPRET=1 set before the first import)"
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter computes bfloat16 wrongly; use float16 or float32 there"
+    elif device.type != "cuda":
+        return f"Triton kernels run on cuda devices, got {device.type}"
+    return None
+
+
+def why_not_hopper(device: torch.device, dtype: torch.dtype, head_dim: int) -> Reason:
+    """Why the Hopper kernel cannot serve such a call; None if it can."""
+    if device.type != "cuda":
+        return f"the Hopper kernel needs a cuda device of compute capability 9.0, got {device.type}"
+    if importlib.util.find_spec("minference.ops.attention.hopper") is None:
+        return "the Hopper kernel is not part of this build"
+    from minference.ops.attention import hopper
+
+    return hopper.why_not(device, dtype, head_dim)
+
+
+def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The name of the implementation to run: "reference", "torch", "triton" or "hopper".
+
+    "auto" takes the fastest that can serve the call and says once at INFO why a faster one was
+    passed over; MINFERENCE_IMPL replaces "auto" only.
+
+    Raises:
+        ValueError: an unknown name.
+        UnsupportedError: an explicit choice that cannot serve the call.
+    """
+    if impl not in env.IMPLS:
+        raise unknown_name("impl", impl, env.IMPLS)
+    if impl == "auto":
+        impl = env.impl()
+    if impl == "auto":
+        return _fastest(device, dtype, head_dim)
+    reasons = {
+        "triton": lambda: why_not_triton(device, dtype),
+        "hopper": lambda: why_not_hopper(device, dtype, head_dim),
+    }
+    reason = reasons[impl]() if impl in reasons else None
+    if reason:
+        raise UnsupportedError(f"impl={impl!r} cannot run here: {reason}; impl='auto' can")
+    return impl
+
+
+def _fastest(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    if device.type != "cuda":
+        return "torch"
+    reason = why_not_hopper(device, dtype, head_dim)
+    if reason is None:
+        return "hopper"
+    info_once(f"sparse attention without the Hopper kernel: {reason}")
+    reason = why_not_triton(device, dtype)
+    if reason is None:
+        return "triton"
+    info_once(f"sparse attention without Triton: {reason}")
+    return "torch"

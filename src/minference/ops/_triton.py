@@ -1,0 +1,71 @@
+"""Launch parameters of the Triton kernels, a row a device class, and what host TMA needs.
+
+The figures come from `minference bench attention` (benchmarks/results); nothing is tuned at run
+time, so a first call costs one compilation.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class AttentionLaunch(NamedTuple):
+    """How the attention kernel cuts its work."""
+
+    rows: int
+    """Query rows of a program: 128 or a part of it."""
+    wide: int
+    """Keys of a step over two neighbouring blocks or over packed columns: 128 or 64."""
+    stages: int
+    warps: int
+
+
+HOPPER = {
+    64: AttentionLaunch(128, 128, 3, 8),
+    128: AttentionLaunch(128, 128, 2, 8),
+    256: AttentionLaunch(128, 64, 2, 8),
+}
+AMPERE = {
+    64: AttentionLaunch(128, 64, 3, 4),
+    128: AttentionLaunch(128, 64, 2, 8),
+    256: AttentionLaunch(64, 64, 1, 4),
+}
+SINGLE_PRECISION = {
+    64: AttentionLaunch(64, 64, 1, 4),
+    128: AttentionLaunch(64, 64, 1, 8),
+    256: AttentionLaunch(32, 64, 1, 8),
+}
+"""fp32 products run on the ordinary cores, so tiles stay small."""
+
+
+def padded_dim(head_dim: int) -> int:
+    """Columns of a tile that holds `head_dim` of them: 64, 128 or 256."""
+    return max(64, 1 << (head_dim - 1).bit_length())
+
+
+@functools.cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA device; that of Hopper for the interpreter."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+def attention_launch(head_dim: int, dtype: torch.dtype, device: torch.device) -> AttentionLaunch:
+    """The measured launch parameters for a head dim, a dtype and a device."""
+    if dtype == torch.float32:
+        return SINGLE_PRECISION[padded_dim(head_dim)]
+    table = HOPPER if capability(device) >= (9, 0) else AMPERE
+    return table[padded_dim(head_dim)]
+
+
+def tma_serves(*tensors: Tensor) -> bool:
+    """Whether host TMA descriptors can address the tensors: Hopper or newer, 16-byte strides."""
+    return all(
+        x.is_cuda
+        and capability(x.device) >= (9, 0)
+        and x.dtype != torch.float32
+        and x.data_ptr() % 16 == 0
+        and all(step * x.element_size() % 16 == 0 for step in x.stride()[:-1])
+        for x in tensors
+    )

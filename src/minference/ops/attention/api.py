@@ -1,0 +1,152 @@
+"""`sparse_attention`: attention over the keys that a `SparseIndex` names, by any implementation."""
+
+from typing import Literal, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from minference.index import SparseIndex
+from minference.ops._dispatch import resolve_impl
+from minference.ops.checks import check_qkv
+
+
+@overload
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: SparseIndex,
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    return_lse: Literal[False] = False,
+    impl: str = "auto",
+) -> Tensor: ...
+@overload
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: SparseIndex,
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    return_lse: Literal[True],
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
+def sparse_attention(
+    q: Float[Tensor, "B H L D"],
+    k: Float[Tensor, "B Hkv N D"],
+    v: Float[Tensor, "B Hkv N D"],
+    index: SparseIndex,
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    sinks: Float[Tensor, " H"] | None = None,
+    return_lse: bool = False,
+    impl: str = "auto",
+) -> Tensor | tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"]]:
+    """Causal attention of each query to the keys that `index` gives it.
+
+    The last query sits at the last key: row r of the buffers is position N - L + r. Query head h
+    reads KV head `h * Hkv // H`; K and V are never repeated. Padding rows give 0.
+
+    Args:
+        q: queries, fp16, bf16 or fp32; N >= L.
+        k: keys, same dtype and device; any strides whose last one is 1.
+        v: values, like k.
+        index: built for H or Hkv heads and these lengths.
+        scale: factor of the scores; D ** -0.5 unless given.
+        softcap: scores become softcap * tanh(score / softcap); 0 turns it off.
+        sinks: a logit a head that takes part in the softmax without a value (gpt-oss).
+        return_lse: also return the log-sum-exp of each row's scaled scores, float32, natural
+            logarithm, sinks included.
+        impl: "auto", "reference", "torch", "triton" or "hopper".
+
+    Returns:
+        [B, H, L, D] in q's dtype, and the log-sum-exp [B, H, L] when asked for.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit one another.
+        UnsupportedError: an explicit impl that cannot serve the call.
+    """
+    check_qkv(q, k, v)
+    check_index(q, k, index)
+    name = resolve_impl(impl, q.device, q.dtype, q.shape[-1])
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    need_lse = return_lse or sinks is not None
+    out, lse = torch.ops.minference.sparse_attention(
+        q, k, v, index.tensors(), index.q_len, index.kv_len, scale, softcap, need_lse, name
+    )
+    if sinks is not None:
+        sink = sinks.to(lse.dtype)[:, None]
+        out = out * torch.sigmoid(lse - sink)[..., None].to(out.dtype)
+        lse = torch.logaddexp(lse, sink)
+    return (out, lse) if return_lse else out
+
+
+def check_index(q: Tensor, k: Tensor, index: SparseIndex) -> None:
+    """Raise ValueError unless `index` was built for such tensors."""
+    expected = (q.shape[0], q.shape[2], k.shape[2])
+    got = (index.batch, index.q_len, index.kv_len)
+    if expected != got:
+        raise ValueError(
+            f"index must be built for batch {expected[0]}, {expected[1]} queries and "
+            f"{expected[2]} keys, got {got[0]}, {got[1]} and {got[2]}; build it from this q and k"
+        )
+    if index.heads not in (q.shape[1], k.shape[1]):
+        raise ValueError(
+            f"index must have {q.shape[1]} query heads or {k.shape[1]} KV heads, got "
+            f"{index.heads}; build it from this q and k"
+        )
+    if index.device != q.device:
+        raise ValueError(
+            f"index must be on {q.device} like q, got {index.device}; move one of them"
+        )
+
+
+@torch.library.custom_op("minference::sparse_attention", mutates_args=())
+def _sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: list[Tensor],
+    q_len: int,
+    kv_len: int,
+    scale: float,
+    softcap: float,
+    need_lse: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    index = SparseIndex.from_tensors(lists, q_len, kv_len)
+    match impl:
+        case "reference":
+            from minference.ops.attention import reference
+
+            out, lse = reference.sparse_attention(q, k, v, index, scale=scale, softcap=softcap)
+        case "torch":
+            from minference.ops.attention import torch_cpu
+
+            out, lse = torch_cpu.sparse_attention(q, k, v, index, scale=scale, softcap=softcap)
+        case "triton":
+            from minference.ops.attention import triton
+
+            out, lse = triton.sparse_attention(
+                q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse
+            )
+        case _:
+            from minference.ops.attention import hopper
+
+            out, lse = hopper.sparse_attention(
+                q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse
+            )
+    return out, q.new_empty(0, dtype=torch.float32) if lse is None or not need_lse else lse
+
+
+@_sparse_attention.register_fake
+def _(q, k, v, lists, q_len, kv_len, scale, softcap, need_lse, impl):  # noqa: ANN001, ANN202
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return out, q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)

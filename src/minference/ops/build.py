@@ -1,0 +1,140 @@
+"""Assemble a `SparseIndex` from lists: a band with sinks, lines of a prompt, blocks of a tile."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from minference.index import (
+    BLOCK,
+    BOTH_HALVES,
+    TILE,
+    WHOLE,
+    Ragged,
+    SparseIndex,
+    device_ints,
+)
+from minference.ops.select.reference import local_offsets, offset_slots, offsets_from_flags
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Which real tokens the buffers of a call hold: all that an index needs to know of q and k.
+
+    Batch row b's real keys are `first[b]` to `stop[b] - 1` of its `kv_len` places; its queries
+    are the last `q_len` places.
+    """
+
+    first: Int[Tensor, " B"]
+    stop: Int[Tensor, " B"]
+    q_len: int
+    kv_len: int
+
+    @property
+    def batch(self) -> int:
+        return self.first.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.first.device
+
+    @property
+    def chunk_tiles(self) -> int:
+        """Most query tiles that the chunk can touch."""
+        return min(self.q_len // TILE + 2, -(-self.kv_len // TILE))
+
+
+def assemble(
+    layout: Layout,
+    heads: int,
+    *,
+    offsets: tuple[Ragged, Int[Tensor, "B H G W"]] | None = None,
+    blocks: Ragged | None = None,
+    columns: Ragged | None = None,
+    group_tiles: int = WHOLE,
+    windows: tuple[int, ...] | None = None,
+    sinks: tuple[int, ...] | None = None,
+) -> SparseIndex:
+    """An index for heads that group alike; lists that are not given are empty."""
+    empty = Ragged.empty(layout.batch, heads, layout.device)
+    if offsets is None:
+        bits = torch.zeros(layout.batch, heads, 1, 1, dtype=torch.int32, device=layout.device)
+        offsets = empty, bits
+    return SparseIndex(
+        offsets=offsets[0],
+        blocks=empty if blocks is None else blocks,
+        columns=empty if columns is None else columns,
+        offset_bits=offsets[1],
+        group_tiles=device_ints((group_tiles,) * heads, layout.device),
+        window=device_ints((WHOLE,) * heads if windows is None else windows, layout.device),
+        sink=device_ints((0,) * heads if sinks is None else sinks, layout.device),
+        first=layout.first,
+        stop=layout.stop,
+        q_len=layout.q_len,
+        kv_len=layout.kv_len,
+    )
+
+
+def band_offsets(layout: Layout, bands: tuple[int, ...]) -> tuple[Ragged, Int[Tensor, "B H 1 W"]]:
+    """Offsets that the distances 0..bands[h]-1 pass through."""
+    slots = offset_slots(layout.kv_len)
+    width = device_ints(tuple(local_offsets(min(w, layout.kv_len)) for w in bands), layout.device)
+    flags = torch.arange(slots, device=layout.device) < width[:, None]
+    return offsets_from_flags(flags[None, :, None].expand(layout.batch, -1, -1, -1))
+
+
+def a_shape_index(layout: Layout, sinks: tuple[int, ...], windows: tuple[int, ...]) -> SparseIndex:
+    """Exactly the keys at distance < windows[h] and the first sinks[h] ones (StreamingLLM,
+    arXiv 2309.17453)."""
+    cap = max(1, -(-min(max(sinks), layout.kv_len) // BLOCK))
+    entries = (torch.arange(cap, device=layout.device) * 4 + BOTH_HALVES).to(torch.int32)
+    count = device_ints(tuple(-(-min(s, layout.kv_len) // BLOCK) for s in sinks), layout.device)
+    shape = (layout.batch, len(sinks), 1)
+    blocks = Ragged.from_rows(entries.expand(*shape, cap), count[None, :, None].expand(shape))
+    return assemble(
+        layout,
+        len(sinks),
+        offsets=band_offsets(layout, windows),
+        blocks=blocks,
+        windows=windows,
+        sinks=sinks,
+    )
+
+
+def dense_index(layout: Layout, heads: int) -> SparseIndex:
+    """Every causal key, through the sparse kernels."""
+    return assemble(layout, heads, offsets=band_offsets(layout, (layout.kv_len,) * heads))
+
+
+def tri_shape_index(
+    layout: Layout, sinks: tuple[int, ...], windows: tuple[int, ...], last: tuple[int, ...]
+) -> SparseIndex:
+    """Whole blocks of a band and of the sinks; every key for tiles that hold one of the `last`
+    rows (arXiv 2412.10319). A superset, by up to a tile, of the lines it names."""
+    heads, device = len(sinks), layout.device
+    blocks = 2 * -(-layout.kv_len // TILE)
+    every = (torch.arange(blocks, device=device) * 4 + BOTH_HALVES).to(torch.int32)
+    first_tile = (layout.kv_len - layout.q_len - layout.first).clamp(min=0) // TILE
+    tile = first_tile[:, None] + torch.arange(layout.chunk_tiles, device=device)
+    tile = tile[:, None]  # [B, 1, tiles]
+    widths = tuple(local_offsets(min(w, layout.kv_len)) for w in windows)
+    sink_blocks = tuple(-(-s // BLOCK) for s in sinks)
+    width, sink, rows = (device_ints(x, device)[:, None] for x in (widths, sink_blocks, last))
+    dense = (tile + 1) * TILE > (layout.stop - layout.first)[:, None, None] - rows
+    below_band = (2 * tile + 2 - width).clamp(min=0)
+    count = torch.where(dense, below_band, torch.minimum(sink, below_band))
+    shape = (layout.batch, heads, layout.chunk_tiles)
+    zero = torch.zeros(shape, dtype=torch.int64, device=device)
+    band = torch.arange(-1, max(widths) - 1, dtype=torch.int32, device=device)
+    band_lists = Ragged(band, zero, width.expand(shape).contiguous())
+    return assemble(
+        layout,
+        heads,
+        offsets=(
+            band_lists,
+            torch.zeros(layout.batch, heads, 1, 1, dtype=torch.int32, device=device),
+        ),
+        blocks=Ragged(every, zero, count.to(torch.int32)),
+        group_tiles=1,
+    )

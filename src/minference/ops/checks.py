@@ -1,0 +1,42 @@
+"""What every operation on q, k and v asks of them."""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def check_qkv(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
+    """Raise ValueError unless the tensors can be attended with: what, expected, got, remedy."""
+    named = {"q": q, "k": k} | ({} if v is None else {"v": v})
+    for name, x in named.items():
+        if x.dim() != 4:
+            raise ValueError(
+                f"{name} must have 4 dimensions [batch, heads, length, head_dim], got shape "
+                f"{list(x.shape)}; add or merge dimensions"
+            )
+        if x.dtype != q.dtype or x.dtype not in DTYPES:
+            allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+            raise ValueError(
+                f"{name} must share one dtype of {allowed} with q, got {x.dtype} beside q's "
+                f"{q.dtype}; cast it"
+            )
+        if x.device != q.device:
+            raise ValueError(f"{name} must be on {q.device} like q, got {x.device}; move it")
+    batch, heads, q_len, dim = q.shape
+    if v is not None and v.shape != k.shape:
+        raise ValueError(f"v must have k's shape {list(k.shape)}, got {list(v.shape)}")
+    if k.shape[0] != batch or k.shape[3] != dim:
+        raise ValueError(
+            f"k must have shape [{batch}, kv_heads, keys, {dim}] like q, got {list(k.shape)}"
+        )
+    if k.shape[1] == 0 or heads % k.shape[1]:
+        raise ValueError(
+            f"q's {heads} heads must be a multiple of k's KV heads, got {k.shape[1]}; pass K and V "
+            f"with one head a query head or one a group"
+        )
+    if q_len > k.shape[2] or q_len == 0:
+        raise ValueError(
+            f"q must hold 1 to {k.shape[2]} rows (the keys of k, of which they are the last), got "
+            f"{q_len}; pass the whole context in k and v"
+        )

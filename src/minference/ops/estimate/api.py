@@ -1,0 +1,80 @@
+"""The last-query estimate (arXiv 2407.02490): attention mass by column, distance, block offset."""
+
+from types import ModuleType
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from minference.ops._dispatch import resolve_impl
+from minference.ops.checks import check_qkv
+from minference.ops.estimate.reference import ROWS, LineScores, MassScores
+
+
+def last_query_lines(
+    q: Float[Tensor, "B H L D"],
+    k: Float[Tensor, "B Hkv N D"],
+    first: Int[Tensor, " B"],
+    stop: Int[Tensor, " B"],
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    rows: int = ROWS,
+    impl: str = "auto",
+) -> LineScores:
+    """Attention mass of the last `rows` real queries on every column and at every distance.
+
+    Args:
+        q: queries; row r is key position N - L + r of the buffer.
+        k: keys.
+        first: buffer place of each batch row's first real key.
+        stop: buffer place after its last real key.
+        scale: factor of the scores; D ** -0.5 unless given.
+        softcap: as in `sparse_attention`.
+        rows: how many queries to score.
+        impl: "reference" or the vectorised torch for every other name.
+
+    Returns:
+        columns[b, h, p], the mass on position p, and slashes[b, h, d], the mass at distance d,
+        float32 [B, H, N], -1 from the number of real keys on.
+    """
+    check_qkv(q, k)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    module = _module("reference" if impl == "reference" else "torch")
+    return module.last_query_lines(q, k, first, stop, scale=scale, softcap=softcap, rows=rows)
+
+
+def last_query_masses(
+    q: Float[Tensor, "B H L D"],
+    k: Float[Tensor, "B Hkv N D"],
+    first: Int[Tensor, " B"],
+    stop: Int[Tensor, " B"],
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    rows: int = ROWS,
+    impl: str = "auto",
+) -> MassScores:
+    """Attention mass of the last `rows` real queries on every column and every block offset.
+
+    Arguments as in `last_query_lines`; a Triton implementation reads each key tile once for all
+    query heads of its KV head, twice in all.
+
+    Returns:
+        columns[b, h, p], the mass on position p (-1 from the number of real keys on), and
+        offsets[b, h, x], the mass that lies in blocks of relative offset x - 1, float32.
+    """
+    check_qkv(q, k)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    module = _module(resolve_impl(impl, q.device, q.dtype, q.shape[-1]))
+    return module.last_query_masses(q, k, first, stop, scale=scale, softcap=softcap, rows=rows)
+
+
+def _module(name: str) -> ModuleType:
+    match name:
+        case "reference":
+            from minference.ops.estimate import reference as module
+        case "torch":
+            from minference.ops.estimate import torch_cpu as module
+        case _:
+            from minference.ops.estimate import triton as module
+    return module
