@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from minference.head_patterns import HeadPatterns, default_patterns, get_support_models
     from minference.index import SparseIndex
     from minference.integrations.transformers import MInference, attach
-    from minference.ops.api import sparse_attention
+    from minference.ops.attention.api import sparse_attention
     from minference.patterns import (
         AShape,
         BlockSparse,
@@ -51,7 +51,7 @@ _EXPORTS = {
     "default_patterns": "minference.head_patterns",
     "get_support_models": "minference.head_patterns",
     "methods": "minference.methods",
-    "sparse_attention": "minference.ops.api",
+    "sparse_attention": "minference.ops.attention.api",
     "streaming_forward": "minference.functional",
     "vertical_slash_sparse_attention": "minference.functional",
 }

@@ -1,0 +1,56 @@
+# Everything runs in .venv, built on first use from the versions in constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
+PYTEST_ARGS ?= -n 2
+
+# the tests are many small tensors: more threads than processes only get in the way
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test lint format types check docs docs-serve clean
+
+help:
+	@echo 'make test   all tests that this machine can run'
+	@echo 'make check  lint, format check, types, then make test'
+	@echo 'make format rewrite the sources to the format that make check wants'
+	@echo 'make docs   build the documentation site into site/'
+	@echo 'make clean  remove the environment and what tools left behind'
+
+venv: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[triton,hf,eval,viz,dev]'
+	touch $@
+
+test: $(READY)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS) tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)
+	$(BIN)/pyright
+
+check: lint types test
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(DOCS_READY)
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(DOCS_READY)
+	$(BIN)/mkdocs serve
+
+clean:
+	rm -rf $(VENV) site build dist .pytest_cache .ruff_cache .hypothesis
