@@ -1,0 +1,127 @@
+"""Every CPU implementation against the oracle, the oracle against SDPA under the dense mask."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minference.errors import UnsupportedError
+from minference.ops.attention.api import sparse_attention
+from minference.ops.build import dense_index
+from minference.testing import layout_of, mixed_index, random_qkv, tolerance
+
+SHAPES = [
+    (1, 1),
+    (63, 63),
+    (64, 64),
+    (65, 65),
+    (127, 127),
+    (129, 129),
+    (300, 300),
+    (129, 300),
+    (1, 65),
+]
+
+
+def masked_sdpa(q, k, v, mask, scale=None):  # noqa: ANN001, ANN201
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).nan_to_num()
+
+
+@pytest.mark.parametrize("pad", [0, 37])
+@pytest.mark.parametrize(("q_len", "kv_len"), SHAPES)
+def test_reference_matches_sdpa(q_len: int, kv_len: int, pad: int) -> None:
+    q, k, v = random_qkv(10, 2, q_len, kv_len + pad, batch=2)
+    index = mixed_index(layout_of(q, k, left_padding=(0, pad)), 10)
+    out = sparse_attention(q, k, v, index, impl="reference")
+    torch.testing.assert_close(out, masked_sdpa(q, k, v, index.to_dense_mask()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pad", [0, 37])
+@pytest.mark.parametrize(("q_len", "kv_len"), SHAPES)
+@pytest.mark.usefixtures("nan_poison")
+def test_torch_matches_reference(q_len: int, kv_len: int, pad: int, dtype: torch.dtype) -> None:
+    q, k, v = random_qkv(10, 2, q_len, kv_len + pad, batch=2, dtype=dtype)
+    index = mixed_index(layout_of(q, k, left_padding=(0, pad), right_padding=(0, pad // 9)), 10)
+    expected, expected_lse = sparse_attention(
+        q, k, v, index, softcap=20.0, return_lse=True, impl="reference"
+    )
+    out, lse = sparse_attention(q, k, v, index, softcap=20.0, return_lse=True, impl="torch")
+    torch.testing.assert_close(out, expected, **tolerance(dtype))
+    torch.testing.assert_close(lse, expected_lse, atol=1e-4, rtol=1e-4)
+
+
+def test_index_shared_by_the_heads_of_a_kv_head() -> None:
+    q, k, v = random_qkv(8, 2, 200, 333)
+    index = mixed_index(layout_of(q, k), 2)
+    expected = masked_sdpa(q, k, v, index.to_dense_mask().repeat_interleave(4, 1))
+    for impl in ("reference", "torch"):
+        torch.testing.assert_close(sparse_attention(q, k, v, index, impl=impl), expected)
+
+
+def test_sinks_take_part_in_the_softmax() -> None:
+    q, k, v = random_qkv(4, 4, 100)
+    sinks = torch.tensor([0.0, 3.0, -2.0, 10.0])
+    out, lse = sparse_attention(
+        q, k, v, dense_index(layout_of(q, k), 4), sinks=sinks, return_lse=True
+    )
+    scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(
+        torch.ones(100, 100).triu(1).bool(), -torch.inf
+    )
+    with_sink = torch.cat([sinks[None, :, None, None].expand(1, 4, 100, 1), scores], dim=-1)
+    torch.testing.assert_close(out, with_sink.softmax(dim=-1)[..., 1:] @ v)
+    torch.testing.assert_close(lse, with_sink.logsumexp(dim=-1))
+
+
+def test_scale_is_honoured() -> None:
+    q, k, v = random_qkv(4, 2, 100)
+    index = dense_index(layout_of(q, k), 4)
+    expected = masked_sdpa(q, k, v, index.to_dense_mask(), scale=0.03)
+    torch.testing.assert_close(sparse_attention(q, k, v, index, scale=0.03), expected)
+
+
+def test_custom_operator_is_well_formed() -> None:
+    q, k, v = random_qkv(4, 2, 70)
+    index = mixed_index(layout_of(q, k), 4)
+    args = (q, k, v, index.tensors(), 70, 70, 0.2, 0.0, True, "torch")
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.minference.sparse_attention, args, test_utils=checks)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, v: (q[0], k, v), r"q must have 4 dimensions"),
+        (lambda q, k, v: (q.double(), k, v), "q must share one dtype"),
+        (lambda q, k, v: (q, k.half(), v), "k must share one dtype"),
+        (lambda q, k, v: (q, k, v[:, :, :10]), "v must have k's shape"),
+        (lambda q, k, v: (q[:, :3], k, v), "multiple of k's KV heads"),
+        (lambda q, k, v: (q, k[..., :8], v[..., :8]), "k must have shape"),
+        (lambda q, k, v: (q, k[:, :, :20], v[:, :, :20]), "q must hold 1 to 20 rows"),
+        (lambda q, k, v: (q[:, :, :30], k, v), "index must be built for"),
+    ],
+)
+def test_bad_tensors_get_one_clear_error(change, message: str) -> None:  # noqa: ANN001
+    q, k, v = random_qkv(4, 2, 70)
+    index = dense_index(layout_of(q, k), 4)
+    with pytest.raises(ValueError, match=message):
+        sparse_attention(*change(q, k, v), index)
+
+
+def test_index_of_other_heads_is_refused() -> None:
+    q, k, v = random_qkv(4, 2, 70)
+    with pytest.raises(ValueError, match="4 query heads or 2 KV heads, got 3"):
+        sparse_attention(q, k, v, dense_index(layout_of(q, k), 3))
+
+
+def test_explicit_choice_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = random_qkv(4, 2, 70)
+    index = dense_index(layout_of(q, k), 4)
+    with pytest.raises(UnsupportedError, match="impl='hopper' cannot run here"):
+        sparse_attention(q, k, v, index, impl="hopper")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UnsupportedError, match="Triton needs a GPU"):
+        sparse_attention(q, k, v, index, impl="triton")
+    with pytest.raises(ValueError, match="valid names are auto"):
+        sparse_attention(q, k, v, index, impl="cuda")
