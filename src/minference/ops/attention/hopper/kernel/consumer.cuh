@@ -1,0 +1,230 @@
+// A consumer warpgroup: 64 query rows, online softmax between the two products.
+#pragma once
+#include "layout.cuh"
+
+// NVRTC comes without math.h
+#define MINUS_INFINITY __int_as_float(0xFF800000)
+
+struct Consumer {
+    const Params& p;
+    Shared& shared;
+    int half, lane, warp;
+    Ring<STAGES> k_ring, v_ring;
+    Ring<Q_TILES> q_ring;
+    float factor; // scores to exponents of 2
+
+    // A row pair of this thread: rows r and r + 8 of the tile.
+    struct Rows {
+        float top[2], sum[2];
+    };
+
+    __device__ __forceinline__ void release(u64& empty) {
+        if (lane == 0) barrier_arrive(shared_address(&empty));
+    }
+
+    __device__ __forceinline__ void my_turn() {
+#if PING_PONG
+        named_sync(2 + half, 256);
+#endif
+    }
+
+    __device__ __forceinline__ void your_turn() {
+#if PING_PONG
+        named_arrive(3 - half, 256);
+#endif
+    }
+
+    __device__ __forceinline__ void scores(float (&s)[64], u32 q, int slot) {
+        u32 k = shared_address(shared.k[slot]);
+#pragma unroll
+        for (int i = 0; i < D / 16; ++i) {
+            u32 at = i / 4 * CHUNK_BYTES + i % 4 * 32;
+            if (i == 0)
+                wgmma_scores<false>(s, operand(q + at, 16), operand(k + at, 16));
+            else
+                wgmma_scores<true>(s, operand(q + at, 16), operand(k + at, 16));
+        }
+        wgmma_commit();
+    }
+
+    __device__ __forceinline__ void values(float (&o)[D / 2], const u32 (&w)[32], int slot) {
+        u32 v = shared_address(shared.v[slot]);
+#pragma unroll
+        for (int i = 0; i < STAGE_KEYS / 16; ++i)
+            wgmma_values(o, w + 4 * i, operand(v + i * 2048, CHUNK_BYTES));
+        wgmma_commit();
+    }
+
+    __device__ __forceinline__ void cap(float (&s)[64]) {
+#if SOFTCAP
+        // tanh through exp2: the approximate instruction is too coarse for logits
+        float inner = 2.f * 1.4426950408889634f * p.scale / p.softcap;
+#pragma unroll
+        for (int i = 0; i < 64; ++i) s[i] = 1.f - 2.f * reciprocal(1.f + exp2_fast(s[i] * inner));
+#endif
+    }
+
+    __device__ __forceinline__ void mask(float (&s)[64], int slot, int row, int window, int sink) {
+        const int* keys = shared.key[slot][half] + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < 16; ++n) {
+            int2 key = *reinterpret_cast<const int2*>(keys + 8 * n);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                int at = i & 1 ? key.y : key.x;
+                int query = row + 8 * (i >> 1);
+                bool hidden = at > query || (query - at >= window && at >= sink);
+                if (hidden) s[4 * n + i] = MINUS_INFINITY;
+            }
+        }
+    }
+
+    // exponentials in place; returns the factors of what was summed before
+    __device__ __forceinline__ void softmax(float (&s)[64], Rows& rows, float (&decay)[2]) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float a = fmaxf(s[2 * r], s[2 * r + 1]), b = fmaxf(s[2 * r + 4], s[2 * r + 5]);
+#pragma unroll
+            for (int n = 2; n < 16; n += 2) {
+                a = fmaxf(a, fmaxf(s[4 * n + 2 * r], s[4 * n + 2 * r + 1]));
+                b = fmaxf(b, fmaxf(s[4 * n + 2 * r + 4], s[4 * n + 2 * r + 5]));
+            }
+            float top = fmaxf(a, b);
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+            top = fmaxf(top, rows.top[r]);
+            decay[r] = exp2_fast((rows.top[r] - top) * factor);
+            rows.top[r] = top;
+            float shift = top * factor;
+            float sum[2] = {0.f, 0.f};
+#pragma unroll
+            for (int n = 0; n < 16; ++n)
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    float& x = s[4 * n + 2 * r + i];
+                    x = exp2_fast(fmaf(x, factor, -shift));
+                    sum[i] += x;
+                }
+            rows.sum[r] = rows.sum[r] * decay[r] + (sum[0] + sum[1]);
+        }
+    }
+
+    __device__ __forceinline__ void pack_weights(const float (&s)[64], u32 (&w)[32]) {
+#pragma unroll
+        for (int i = 0; i < 32; ++i) w[i] = pack(s[2 * i], s[2 * i + 1]);
+    }
+
+    __device__ __forceinline__ void store(float (&o)[D / 2], Rows& rows, const Item& item) {
+        int first = __ldg(p.first + item.batch), queries = static_cast<int>(p.queries);
+        int query_start = static_cast<int>(p.keys) - queries - first;
+        int stop = __ldg(p.stop + item.batch) - first;
+        i64 head = item.batch * p.heads + item.head;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float sum = rows.sum[r];
+            sum += __shfl_xor_sync(~0u, sum, 1);
+            sum += __shfl_xor_sync(~0u, sum, 2);
+            int position = TILE * item.tile + 64 * half + 16 * warp + lane / 4 + 8 * r;
+            int row = position - query_start;
+            bool real = position >= 0 && position < stop && sum > 0.f;
+            float inverse = real ? 1.f / sum : 0.f;
+            bool inside = row >= 0 && row < queries;
+            if (!inside) continue;
+            u32* out = reinterpret_cast<u32*>(p.out + (head * queries + row) * D) + lane % 4;
+#pragma unroll
+            for (int n = 0; n < D / 8; ++n) {
+                float x = o[4 * n + 2 * r], y = o[4 * n + 2 * r + 1];
+                out[4 * n] = real ? pack(x * inverse, y * inverse) : 0u;
+            }
+            if (p.lse && lane % 4 == 0)
+                p.lse[head * queries + row] =
+                    real ? (rows.top[r] * factor + log2_fast(sum)) * 0.6931471805599453f : MINUS_INFINITY;
+        }
+    }
+
+    __device__ __forceinline__ bool attend() {
+        barrier_wait(shared_address(&shared.q_full[q_ring.slot]), q_ring.parity);
+        Item item = shared.item[q_ring.slot];
+        if (item.batch < 0) return false;
+        u32 q = shared_address(shared.q[q_ring.slot]) + half * (CHUNK_BYTES / 2);
+        int list_head = static_cast<int>(item.head * p.index_heads / p.heads);
+        int window = __ldg(p.window + list_head), sink = __ldg(p.sink + list_head);
+        int row = TILE * item.tile + 64 * half + 16 * warp + lane / 4;
+
+        float s[64], o[D / 2];
+        u32 w[32];
+        // finite, so that a row without keys yet needs no special case
+        Rows rows = {{-1e30f, -1e30f}, {0.f, 0.f}};
+        float decay[2];
+#pragma unroll
+        for (int i = 0; i < D / 2; ++i) o[i] = 0.f;
+
+        barrier_wait(shared_address(&shared.k_full[k_ring.slot]), k_ring.parity);
+        int flags = shared.flags[k_ring.slot];
+        pin(s);
+        wgmma_fence();
+        scores(s, q, k_ring.slot);
+        wgmma_wait<0>();
+        pin(s);
+        cap(s);
+        if (flags >> half & 1) mask(s, k_ring.slot, row, window, sink);
+        release(shared.k_empty[k_ring.slot]);
+        k_ring.advance();
+        softmax(s, rows, decay);
+        pack_weights(s, w);
+
+        while (!(flags & LAST_STAGE)) {
+            barrier_wait(shared_address(&shared.k_full[k_ring.slot]), k_ring.parity);
+            flags = shared.flags[k_ring.slot];
+            pin(s);
+            pin(o);
+            my_turn();
+            wgmma_fence();
+            scores(s, q, k_ring.slot);
+            barrier_wait(shared_address(&shared.v_full[v_ring.slot]), v_ring.parity);
+            wgmma_fence();
+            values(o, w, v_ring.slot);
+            your_turn();
+            wgmma_wait<1>();
+            pin(s);
+            cap(s);
+            if (flags >> half & 1) mask(s, k_ring.slot, row, window, sink);
+            release(shared.k_empty[k_ring.slot]);
+            k_ring.advance();
+            softmax(s, rows, decay);
+            wgmma_wait<0>();
+            pin(o);
+            release(shared.v_empty[v_ring.slot]);
+            v_ring.advance();
+            pack_weights(s, w);
+#pragma unroll
+            for (int i = 0; i < D / 2; ++i) o[i] *= decay[i >> 1 & 1];
+        }
+        release(shared.q_empty[q_ring.slot]);
+        q_ring.advance();
+
+        barrier_wait(shared_address(&shared.v_full[v_ring.slot]), v_ring.parity);
+        pin(o);
+        wgmma_fence();
+        values(o, w, v_ring.slot);
+        wgmma_wait<0>();
+        pin(o);
+        release(shared.v_empty[v_ring.slot]);
+        v_ring.advance();
+        store(o, rows, item);
+        return true;
+    }
+
+    __device__ __forceinline__ void run() {
+#if SOFTCAP
+        factor = p.softcap * 1.4426950408889634f;
+#else
+        factor = p.scale * 1.4426950408889634f;
+#endif
+#if PING_PONG
+        if (half == 1) your_turn();
+#endif
+        while (attend()) {
+        }
+    }
+};

@@ -1,0 +1,250 @@
+// The producer warp: walks the tiles, decodes their lists and loads Q, K and V with TMA.
+#pragma once
+#include "layout.cuh"
+
+struct Maps {
+    const TensorMap &q, &k, &v, &column_k, &column_v;
+};
+
+// Two blocks of keys, or 128 packed columns, on their way into a stage.
+struct Stage {
+    int kind = 0;
+    int a = 0, b = 0;   // entries 4 * block + halves; a packed row for columns
+    int column[4] = {}; // this lane's columns, NO_KEY where masked
+    int mask = 0;
+};
+
+enum { NOTHING = 0, BLOCKS = 1, COLUMNS = 2 };
+
+struct Producer {
+    const Params& p;
+    const Maps& maps;
+    Shared& shared;
+    int lane;
+    Ring<STAGES> k_ring, v_ring;
+    Ring<Q_TILES> q_ring;
+
+    // the tile at work
+    int tile, batch, kv_head, first, window, sink;
+    const u32* bits;
+    int n_bits;
+    Stage waiting;
+    int v_kind = NOTHING, v_a, v_b;
+
+    __device__ __forceinline__ bool in_offsets(int block) const {
+        int bit = 2 * tile - block + 1;
+        return bit < n_bits && (__ldg(bits + (bit >> 5)) >> (bit & 31) & 1);
+    }
+
+    __device__ __forceinline__ void load(const TensorMap& blocks, const TensorMap& columns,
+                                         u32 to, u32 bar, int kind, int a, int b) {
+        barrier_expect(bar, STAGE_BYTES);
+#pragma unroll
+        for (int c = 0; c < CHUNKS; ++c) {
+            u32 at = to + c * CHUNK_BYTES;
+            if (kind == BLOCKS) {
+                load_4d(at, blocks, bar, 64 * c, first + (a >> 2) * BLOCK, kv_head, batch);
+                load_4d(at + CHUNK_BYTES / 2, blocks, bar, 64 * c, first + (b >> 2) * BLOCK,
+                        kv_head, batch);
+            } else {
+                load_2d(at, columns, bar, 64 * c, a);
+                load_2d(at + CHUNK_BYTES / 2, columns, bar, 64 * c, a + BLOCK);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void load_v() {
+        if (v_kind == NOTHING) return;
+        int slot = v_ring.slot;
+        barrier_wait(shared_address(&shared.v_empty[slot]), v_ring.parity ^ 1);
+        if (lane == 0)
+            load(maps.v, maps.column_v, shared_address(shared.v[slot]),
+                 shared_address(&shared.v_full[slot]), v_kind, v_a, v_b);
+        v_ring.advance();
+        v_kind = NOTHING;
+    }
+
+    // 1 where the rows of consumer `half` need the mask for block entry `e`
+    __device__ __forceinline__ bool partial(int e, int half) const {
+        int low = BLOCK * (e >> 2), row = TILE * tile + BLOCK * half;
+        bool near = row + BLOCK - 1 - low < window || low + BLOCK - 1 < sink;
+        return !(e >> half & 1) || low + BLOCK - 1 > row || !near;
+    }
+
+    __device__ __forceinline__ void write_keys(const Stage& s, int slot) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            int place = lane + 32 * i;
+            int entry = i < 2 ? s.a : s.b;
+            int position = BLOCK * (entry >> 2) + place % BLOCK;
+#pragma unroll
+            for (int half = 0; half < CONSUMERS; ++half)
+                shared.key[slot][half][place] = s.kind == COLUMNS     ? s.column[i]
+                                                : entry >> half & 1 ? position
+                                                                    : NO_KEY;
+        }
+    }
+
+    // K of the waiting stage, then V of the stage before it: the order in which they are used
+    __device__ __forceinline__ void flush(bool last) {
+        if (waiting.kind == NOTHING) return;
+        int slot = k_ring.slot;
+        int mask = waiting.mask;
+        if (waiting.kind == BLOCKS)
+            for (int half = 0; half < CONSUMERS; ++half)
+                if (partial(waiting.a, half) || partial(waiting.b, half)) mask |= 1 << half;
+        barrier_wait(shared_address(&shared.k_empty[slot]), k_ring.parity ^ 1);
+        if (mask) write_keys(waiting, slot);
+        if (lane == 0) shared.flags[slot] = mask | (last ? LAST_STAGE : 0);
+        __syncwarp();
+        if (lane == 0)
+            load(maps.k, maps.column_k, shared_address(shared.k[slot]),
+                 shared_address(&shared.k_full[slot]), waiting.kind, waiting.a, waiting.b);
+        k_ring.advance();
+        load_v();
+        v_kind = waiting.kind;
+        v_a = waiting.a;
+        v_b = waiting.b;
+        waiting.kind = NOTHING;
+    }
+
+    __device__ __forceinline__ void push_blocks(int a, int b) {
+        flush(false);
+        waiting.kind = BLOCKS;
+        waiting.mask = 0;
+        waiting.a = a;
+        waiting.b = b;
+    }
+
+    // Pairs the blocks of one sorted list into stages; `spare` is a block still without a partner.
+    template <bool RELATIVE>
+    __device__ __forceinline__ void walk_blocks(const int* list, int count, int& spare) {
+        int ahead = lane < count ? __ldg(list + lane) : 0;
+        for (int base = 0; base < count; base += 32) {
+            int e = ahead;
+            bool inside = base + lane < count;
+            if (base + 32 + lane < count) ahead = __ldg(list + base + 32 + lane);
+            int entry = RELATIVE ? 4 * (2 * tile - e) + 3 : e;
+            inside = inside && (RELATIVE ? entry >= 0 : entry >> 2 <= 2 * tile + 1);
+            bool finished = !__all_sync(~0u, inside);
+            bool chosen = inside && (RELATIVE || ((entry & 3) && !in_offsets(entry >> 2)));
+            for (u32 left = __ballot_sync(~0u, chosen); left; left &= left - 1) {
+                int next = __shfl_sync(~0u, entry, __ffs(left) - 1);
+                if (spare < 0) {
+                    spare = next;
+                } else {
+                    push_blocks(spare, next);
+                    spare = -1;
+                }
+            }
+            if (finished) break;
+        }
+    }
+
+    __device__ __forceinline__ void walk_columns(const int* list, int row, int count) {
+        int end = TILE * (tile + 1);
+        for (int base = 0; base < count; base += STAGE_KEYS) {
+            if (__ldg(list + base) >= end) break;
+            int column[4], mask = 0;
+            bool any = false;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                int at = base + lane + 32 * i;
+                int c = at < count ? __ldg(list + at) : NO_KEY;
+                if (c >= end || in_offsets(c / BLOCK)) c = NO_KEY;
+                any |= c != NO_KEY;
+                bool near = end - 1 - c < window || c < sink;
+                if (c >= end - TILE || !near) mask = 3;
+                column[i] = c;
+            }
+            if (!__any_sync(~0u, any)) continue;
+            flush(false);
+            waiting.kind = COLUMNS;
+            waiting.mask = __any_sync(~0u, mask) ? 3 : 0;
+            waiting.a = row + base;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) waiting.column[i] = column[i];
+        }
+    }
+
+    __device__ __forceinline__ void walk(int list_head, int query_start) {
+        int size = __ldg(p.group_tiles + list_head);
+        int base = query_start > 0 ? query_start / TILE : 0;
+        int group = tile / size - base / size;
+        int h = batch * static_cast<int>(p.index_heads) + list_head;
+        window = __ldg(p.window + list_head);
+        sink = __ldg(p.sink + list_head);
+        i64 offsets = h * p.offsets.groups + group, blocks = h * p.blocks.groups + group;
+        int n_offsets = group < p.offsets.groups ? __ldg(p.offsets.count + offsets) : 0;
+        int n_blocks = group < p.blocks.groups ? __ldg(p.blocks.count + blocks) : 0;
+        int n_columns = __ldg(p.columns.count + h * p.columns.groups);
+        bits = p.bits + (h * p.bit_groups + group) * p.bit_words;
+        n_bits = n_offsets && group < p.bit_groups ? 32 * static_cast<int>(p.bit_words) : 0;
+        int spare = -1;
+        if (n_offsets)
+            walk_blocks<true>(p.offsets.values + __ldg(p.offsets.start + offsets), n_offsets, spare);
+        if (n_blocks)
+            walk_blocks<false>(p.blocks.values + __ldg(p.blocks.start + blocks), n_blocks, spare);
+        if (spare >= 0) push_blocks(spare, spare & ~3);
+        if (n_columns) {
+            i64 start = __ldg(p.columns.start + h * p.columns.groups);
+            walk_columns(p.columns.values + start, static_cast<int>(start), n_columns);
+        }
+    }
+
+    __device__ __forceinline__ void load_q(int head, int row) {
+        int slot = q_ring.slot;
+        u32 bar = shared_address(&shared.q_full[slot]);
+        barrier_wait(shared_address(&shared.q_empty[slot]), q_ring.parity ^ 1);
+        if (lane == 0) {
+            shared.item[slot] = {batch, head, tile};
+            barrier_expect(bar, STAGE_BYTES);
+#pragma unroll
+            for (int c = 0; c < CHUNKS; ++c)
+                load_4d(shared_address(shared.q[slot]) + c * CHUNK_BYTES, maps.q, bar, 64 * c, row,
+                        head, batch);
+        }
+        q_ring.advance();
+    }
+
+    __device__ __forceinline__ void finish() {
+        int slot = q_ring.slot;
+        barrier_wait(shared_address(&shared.q_empty[slot]), q_ring.parity ^ 1);
+        if (lane == 0) {
+            shared.item[slot].batch = -1;
+            barrier_arrive(shared_address(&shared.q_full[slot]));
+        }
+    }
+
+    // Items run kv head > query tile, longest first > head of the group: neighbours share K and V.
+    __device__ __forceinline__ void run() {
+        int share = static_cast<int>(p.heads / p.kv_heads), tiles = static_cast<int>(p.tiles);
+        int per_batch = static_cast<int>(p.heads) * tiles;
+        int total = static_cast<int>(p.batch) * per_batch;
+        int next = 0;
+        if (lane == 0) next = atomicAdd(p.next_item, 1);
+        while (true) {
+            int item = __shfl_sync(~0u, next, 0);
+            if (item >= total) break;
+            if (lane == 0) next = atomicAdd(p.next_item, 1);
+            batch = item / per_batch;
+            int rest = item % per_batch;
+            kv_head = rest / (tiles * share);
+            rest %= tiles * share;
+            int head = kv_head * share + rest % share;
+            first = __ldg(p.first + batch);
+            int query_start = static_cast<int>(p.keys - p.queries) - first;
+            // floor division: the tiles of left padding are negative
+            tile = (query_start >> 7) + tiles - 1 - rest / share;
+            if (TILE * tile >= query_start + static_cast<int>(p.queries)) continue;
+            load_q(head, TILE * tile - query_start);
+            int list_head = static_cast<int>(head * p.index_heads / p.heads);
+            if (tile >= 0 && TILE * tile < __ldg(p.stop + batch) - first) walk(list_head, query_start);
+            // a tile without keys still passes one stage, masked everywhere
+            if (waiting.kind == NOTHING) push_blocks(0, 0);
+            flush(true);
+            load_v();
+        }
+        finish();
+    }
+};

@@ -1,0 +1,169 @@
+"""Launches the Hopper kernel: tensor maps, packed columns, one persistent grid. No host sync."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from minference.errors import UnsupportedError
+from minference.index import TILE, Ragged, SparseIndex
+from minference.ops.attention.hopper.compile import (
+    Build,
+    attention_kernel,
+    checked,
+    pack_kernel,
+    why_not_compile,
+)
+from minference.ops.attention.hopper.tensor_map import describable, tensor_map
+
+HEAD_DIMS = (64, 128)
+ELEMENTS = {torch.bfloat16: "bf16", torch.float16: "f16"}
+THREADS = 384
+PACK_THREADS = 256
+
+
+def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why the Hopper kernel cannot serve such a call; None if it can."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+        return "it needs a GPU of compute capability 9.0 (H100, H200)"
+    if dtype not in ELEMENTS:
+        return f"it computes in bfloat16 and float16, got {dtype}"
+    if head_dim not in HEAD_DIMS:
+        return f"it is made for head dimensions {HEAD_DIMS}, got {head_dim}"
+    return _why_not_compile()
+
+
+@functools.cache
+def _why_not_compile() -> str | None:
+    return why_not_compile()
+
+
+@functools.cache
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def sparse_attention(
+    q: Float[Tensor, "B H L D"],
+    k: Float[Tensor, "B Hkv N D"],
+    v: Float[Tensor, "B Hkv N D"],
+    index: SparseIndex,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    return_lse: bool = False,
+    build: Build | None = None,
+) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"] | None]:
+    """Attention over the index's keys and, if asked for, its log-sum-exp (natural logarithm).
+
+    Padding rows give 0 and -inf. The column lists of an index must not overlap in memory. `build`
+    replaces the tuned variant, for benchmarks.
+
+    Raises:
+        UnsupportedError: a GPU, dtype, head dimension or scale that the kernel is not made for.
+    """
+    batch, heads, q_len, dim = q.shape
+    reason = why_not(q.device, q.dtype, dim)
+    if reason is None and scale <= 0:
+        reason = f"it needs a positive scale, got {scale}"
+    if reason:
+        raise UnsupportedError(f"the Hopper kernel cannot run: {reason}; use impl='triton'")
+    q, k, v = (x if describable(x) else x.contiguous() for x in (q, k, v))
+    out = torch.empty((batch, heads, q_len, dim), dtype=q.dtype, device=q.device)
+    lse = torch.empty((batch, heads, q_len), device=q.device) if return_lse else None
+    if not out.numel():
+        return out, lse
+    build = build or Build(dim, ELEMENTS[q.dtype], softcap=softcap != 0)
+    device = out.device.index
+    index_heads = index.heads
+    tiles = -(-q_len // TILE) + 1
+    counter = torch.zeros(1, dtype=torch.int32, device=q.device)
+    with torch.cuda.device(device):
+        kernel = attention_kernel(build, device)
+        columns = _pack_columns(k, v, index)
+        maps = [tensor_map(q, TILE), *(tensor_map(x, 64) for x in (k, v, *columns))]
+        lists = [_list_words(x) for x in (index.offsets, index.blocks, index.columns)]
+        tensors = [index.offset_bits, index.group_tiles, index.window, index.sink]
+        tensors += [index.first, index.stop]
+        params = struct.pack(
+            "21Q9q2f",
+            *(word for words in lists for word in words),
+            *(_contiguous(x).data_ptr() for x in tensors),
+            counter.data_ptr(),
+            out.data_ptr(),
+            0 if lse is None else lse.data_ptr(),
+            *index.offset_bits.shape[2:],
+            batch,
+            heads,
+            k.shape[1],
+            index_heads,
+            q_len,
+            k.shape[2],
+            tiles,
+            scale,
+            softcap,
+        )
+        grid = min(_multiprocessors(device), batch * heads * tiles)
+        _launch(kernel, (grid, 1), THREADS, build.shared_bytes, [*maps, params])
+    return out, lse
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    if not x.is_contiguous():
+        raise UnsupportedError(
+            f"the Hopper kernel reads contiguous index tensors, got strides {x.stride()} for shape "
+            f"{list(x.shape)}; call .contiguous() on the parts of the index"
+        )
+    return x
+
+
+def _list_words(lists: Ragged) -> tuple[int, int, int, int]:
+    values, start, count = (
+        _contiguous(x).data_ptr() for x in (lists.values, lists.start, lists.count)
+    )
+    return values, start, count, lists.count.shape[2]
+
+
+def _pack_columns(k: Tensor, v: Tensor, index: SparseIndex) -> tuple[Tensor, Tensor]:
+    """K and V rows of the columns, [entries of the lists, D] each; rows of no list are zero."""
+    rows, dim = index.columns.values.numel(), k.shape[-1]
+    packed = torch.zeros((2, rows, dim), dtype=k.dtype, device=k.device)
+    unit = 16 // k.element_size()
+    words = dim // unit
+    params = struct.pack(
+        "7Q10q",
+        *_list_words(index.columns),
+        _contiguous(index.first).data_ptr(),
+        *(x.data_ptr() for x in packed),
+        *(stride // unit for x in (k, v) for stride in x.stride()[:3]),
+        k.shape[2],
+        k.shape[1],
+        index.heads,
+        words,
+    )
+    lists = index.batch * index.heads
+    pointers = [struct.pack("Q", x.data_ptr()) for x in (k, v)]
+    grid = (lists, max(1, min(32, -(-rows * words // (lists * PACK_THREADS * 4)))))
+    _launch(pack_kernel(k.device.index), grid, PACK_THREADS, 0, [*pointers, params])
+    return packed[0], packed[1]
+
+
+def _launch(
+    kernel: int, grid: tuple[int, int], threads: int, shared: int, arguments: list[bytes]
+) -> None:
+    from cuda.bindings import driver
+
+    buffers = [ctypes.create_string_buffer(x, len(x)) for x in arguments]
+    pointers = (ctypes.c_void_p * len(buffers))(*(ctypes.addressof(x) for x in buffers))
+    stream = torch.cuda.current_stream().cuda_stream
+    checked(
+        driver.cuLaunchKernel(
+            kernel, *grid, 1, threads, 1, 1, shared, stream, ctypes.addressof(pointers), 0
+        ),
+        "cuLaunchKernel",
+    )
