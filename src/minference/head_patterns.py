@@ -32,7 +32,7 @@ _LETTERS = string.ascii_letters + string.digits
 
 @dataclass(frozen=True, slots=True)
 class HeadPatterns:
-    """One pattern for each [layer][head], with provenance and, where known, a score a head."""
+    """One pattern for each `[layer][head]`, with provenance and, where known, a score a head."""
 
     patterns: upstream_json.Rows
     provenance: Provenance = field(default_factory=Provenance)

@@ -25,7 +25,7 @@ def parse(data: object) -> tuple[Rows, Scores]:
     """Reads decoded JSON of the published layout.
 
     Returns:
-        Patterns and scores, [layer][head].
+        Patterns and scores, `[layer][head]`.
 
     Raises:
         PatternFileError: the data does not follow the layout; the message names the place.
