@@ -81,7 +81,7 @@ def make_sample(
         num_questions: questions about one context; one for the tasks in `ONE_QUESTION`.
         placement: "end" asks each question on its own, "spread" spreads them over the last
             thousand tokens (more if they need more).
-        depth: where the first fact lies, 0 to 1; drawn if None.
+        depth: where a fact of the first question lies, 0 to 1; drawn if None.
         measure: counts the tokens of a text; bytes of ASCII by default.
 
     Raises:

@@ -50,19 +50,24 @@ def noise(chars: int) -> str:
     return repeated[:chars]
 
 
-def hide(rng: Random, text: str, facts: list[str], depth: float | None = None) -> str:
+def hide(
+    rng: Random, text: str, facts: list[str], depth: float | None = None, pinned: int = 0
+) -> str:
     """Inserts facts as lines of their own, in order, at line starts spread over a text.
 
     Args:
         rng: draws the places.
         text: the haystack.
         facts: lines to hide, without line ends.
-        depth: where the first fact goes, as a share of the text; drawn if None.
+        depth: where the pinned fact goes, as a share of the text; drawn if None.
+        pinned: index of that fact; those before it go before it.
     """
-    places = sorted(rng.uniform(0.0, 1.0) for _ in facts)
-    if depth is not None and places:
-        places[0] = depth
-        places.sort()
+    if depth is None:
+        places = sorted(rng.random() for _ in facts)
+    else:
+        before = sorted(rng.uniform(0.0, depth) for _ in range(pinned))
+        behind = sorted(rng.uniform(depth, 1.0) for _ in facts[pinned + 1 :])
+        places = [*before, depth, *behind]
     pieces, at = [], 0
     for place, fact in zip(places, facts, strict=True):
         start = max(at, _line_start(text, int(place * len(text))))
@@ -95,7 +100,9 @@ def _documents() -> tuple[tuple[str, ...], tuple[str, ...]]:
         plain = text.encode("ascii", "ignore").decode().replace("\r", "").strip()
         if len(plain) > 400:
             halves[is_held_out(name)].append(plain)
-    return tuple(halves[0]), tuple(halves[1])
+    # some topics have several names: a text that any training name has is a training text
+    known = set(halves[0])
+    return tuple(halves[0]), tuple(text for text in halves[1] if text not in known)
 
 
 def _topics() -> Iterator[tuple[str, str]]:

@@ -47,7 +47,8 @@ class Needles:
         if self.haystack == "needles":
             lines += self._fill(brief, room - sum(len(line) + 1 for _, line in lines))
         brief.rng.shuffle(lines)
-        context = self._context(brief, room, [line for _, line in lines])
+        pinned = _pin(brief, lines)
+        context = self._context(brief, room, [line for _, line in lines], pinned)
         questions = tuple(
             self._question(key, values, context) for key, values in _in_order(asked, lines)
         )
@@ -69,12 +70,12 @@ class Needles:
                 return lines
             lines.append((-1, line))
 
-    def _context(self, brief: Brief, room: int, lines: list[str]) -> str:
+    def _context(self, brief: Brief, room: int, lines: list[str], pinned: int) -> str:
         if self.haystack == "needles":
             return "\n".join(lines) + "\n"
         room -= sum(len(line) + 2 for line in lines)
         text = noise(room) if self.haystack == "noise" else prose(brief.rng, brief.split, room)
-        return hide(brief.rng, text, lines, brief.depth)
+        return hide(brief.rng, text, lines, brief.depth, pinned)
 
     def _head(self) -> str:
         noun = _PLURAL[self.values]
@@ -101,6 +102,16 @@ class Needles:
                 f"text? The special magic {noun} for {key} mentioned in the provided text are"
             )
         return Question(prompt, ", ".join(values), tuple(values), depth)
+
+
+def _pin(brief: Brief, lines: list[tuple[int, str]]) -> int:
+    """Moves a line of the first question to the rank its depth gives it, and tells the rank."""
+    if brief.depth is None:
+        return 0
+    line = lines.pop(next(at for at, (owner, _) in enumerate(lines) if owner == 0))
+    rank = round(brief.depth * len(lines))
+    lines.insert(rank, line)
+    return rank
 
 
 def _in_order(

@@ -19,7 +19,7 @@ def build_variable_tracking(brief: Brief) -> Draft:
     brief.rng.shuffle(turns)
     lines = _statements(values, chains, turns)
     room = brief.chars - len(_HEAD) - sum(len(line) + 2 for line in lines)
-    context = hide(brief.rng, noise(room), lines, brief.depth)
+    context = hide(brief.rng, noise(room), lines, brief.depth, turns.index(0))
     questions = tuple(
         _question(value, chain, context) for value, chain in zip(values, chains, strict=True)
     )
