@@ -5,16 +5,18 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 PYTEST_ARGS ?= -n 2
+CHECKED := minference.ops,minference.index,minference.functional
 
 # the tests are many small tensors: more threads than processes only get in the way
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint format types check docs docs-serve clean
+.PHONY: help venv test shapes lint format types check docs docs-serve clean
 
 help:
 	@echo 'make test   all tests that this machine can run'
-	@echo 'make check  lint, format check, types, then make test'
+	@echo 'make shapes the core tests again, every annotated shape checked at run time'
+	@echo 'make check  lint, format check, types, shapes, then make test'
 	@echo 'make format rewrite the sources to the format that make check wants'
 	@echo 'make docs   build the documentation site into site/'
 	@echo 'make clean  remove the environment and what tools left behind'
@@ -29,6 +31,11 @@ $(READY): pyproject.toml constraints.txt
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS) tests
 
+# calls that are wrong on purpose (test_bad_...) would meet the checker before our own errors
+shapes: $(READY)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS) -k 'not bad' tests/ops tests/test_index.py \
+	  tests/test_functional.py --jaxtyping-packages=$(CHECKED),beartype.beartype
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,7 +47,7 @@ format: $(READY)
 types: $(READY)
 	$(BIN)/pyright
 
-check: lint types test
+check: lint types shapes test
 
 $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
