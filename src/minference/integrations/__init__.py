@@ -1,0 +1,1 @@
+"""Host libraries: the only part that imports transformers and vllm."""

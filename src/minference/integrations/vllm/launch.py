@@ -1,0 +1,136 @@
+"""What a vLLM configuration asks for, checked when the engine starts, and the state it leads to."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.logger import init_logger
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from minference.errors import UnsupportedError
+from minference.integrations.vllm.metrics import Recorder
+from minference.integrations.vllm.options import Model, Options, asked_options
+from minference.integrations.vllm.prefill import Runtime
+from minference.methods import Dense, Method
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+SCHEDULERS = {
+    False: "minference.integrations.vllm.scheduler.IsolatingScheduler",
+    True: "minference.integrations.vllm.scheduler.IsolatingAsyncScheduler",
+}
+"""The scheduler that fails single requests, by whether scheduling is asynchronous."""
+
+# vLLM shows its own loggers at INFO, on whatever handlers the server has
+_log = init_logger("vllm.minference")
+
+
+def options_of(config: VllmConfig) -> Options | None:
+    """What the engine's configuration, or MINFERENCE_CONFIG, asks for."""
+    custom = config.attention_config.backend == AttentionBackendEnum.CUSTOM
+    return asked_options(config.additional_config, custom_backend=custom)
+
+
+def start(config: VllmConfig) -> Runtime | None:
+    """The state of this worker for the plugin; None where the stock backend was asked for.
+
+    Layers of one engine share it: it is found again on the layers that already have it.
+
+    Raises:
+        ValueError: options that do not exist or do not fit the model.
+        UnsupportedError: an engine that cannot be served.
+    """
+    options = options_of(config)
+    if options is None:
+        return None
+    for layer in config.compilation_config.static_forward_context.values():
+        runtime = getattr(getattr(layer, "impl", None), "runtime", None)
+        if isinstance(runtime, Runtime):
+            return runtime
+    return build_runtime(config, options, may_choose_scheduler=True)
+
+
+def build_runtime(
+    config: VllmConfig, options: Options, *, may_choose_scheduler: bool = False
+) -> Runtime:
+    """Checks that the engine can be served and builds the method for its model.
+
+    Args:
+        config: the engine's configuration.
+        options: what was asked.
+        may_choose_scheduler: whether the scheduler is still to be made, in this very process.
+    """
+    refuse(config)
+    method = options.build(model_of(config))
+    if may_choose_scheduler and _same_process(config):
+        schedule = config.scheduler_config
+        if schedule.scheduler_cls is None:
+            schedule.scheduler_cls = SCHEDULERS[bool(schedule.async_scheduling)]
+    isolate = config.scheduler_config.scheduler_cls in SCHEDULERS.values()
+    if isolate:
+        # read by the model runner at every step, and by workers before they cache their variables
+        os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
+    elif may_choose_scheduler:
+        _log.warning(
+            "an error inside sparse attention will stop the engine; to fail only its request, "
+            "add --scheduler-cls %s",
+            SCHEDULERS[bool(config.scheduler_config.async_scheduling)],
+        )
+    context = min_context(method, config.device_config.device_type)
+    _log.info(
+        "sparse prefill by method %r for contexts of %d tokens and more", method.name, context
+    )
+    rank = get_tensor_model_parallel_rank()
+    report = _log.info if rank == 0 else _log.debug
+    return Runtime(options, method, context, isolate, Recorder(report, publish=rank == 0))
+
+
+def refuse(config: VllmConfig) -> None:
+    """Raises UnsupportedError for engines whose attention would be silently wrong."""
+    cache = str(config.cache_config.cache_dtype)
+    parallel = config.parallel_config
+    problem = None
+    if cache.startswith(("fp8", "nvfp4", "int8", "turboquant")):
+        problem = f"a quantised KV cache ({cache}); use kv_cache_dtype='auto'"
+    elif config.model_config.use_mla:
+        problem = "multi-head latent attention (MLA); serve this model without minference"
+    elif max(parallel.decode_context_parallel_size, _prefill_ranks(parallel)) > 1:
+        problem = "context parallelism; use tensor or pipeline parallelism"
+    if problem:
+        raise UnsupportedError(f"minference cannot serve {problem}")
+
+
+def model_of(config: VllmConfig) -> Model:
+    """What the options may depend on."""
+    model = config.model_config
+    served = model.served_model_name or []
+    names = [model.model, *([served] if isinstance(served, str) else served)]
+    text = model.hf_text_config
+    return Model(
+        names=tuple(dict.fromkeys(names)),
+        model_type=getattr(text, "model_type", ""),
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+    )
+
+
+def min_context(method: Method, device_type: str) -> int:
+    """Contexts of fewer tokens stay dense."""
+    if isinstance(method, Dense):
+        return sys.maxsize
+    if method.min_seq_len is not None:
+        return method.min_seq_len
+    return 16_384 if device_type == "cuda" else 8192
+
+
+def _prefill_ranks(parallel: object) -> int:
+    # the option came after vLLM 0.24
+    return getattr(parallel, "prefill_context_parallel_size", 1)
+
+
+def _same_process(config: VllmConfig) -> bool:
+    return config.parallel_config.distributed_executor_backend == "uni"

@@ -1,0 +1,157 @@
+"""Sparse attention of one layer's long rows: what the CPU and the CUDA backend share.
+
+Needs no vLLM: a backend hands in queries, a way to read a request's context, and the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from minference import env
+from minference.index import real_bounds
+from minference.integrations.vllm.density import sampled_density
+from minference.integrations.vllm.metrics import Recorder
+from minference.integrations.vllm.options import Options
+from minference.integrations.vllm.rows import Row, long_rows
+from minference.log import get_logger
+from minference.methods import Context, Method
+from minference.ops.attention.api import sparse_attention
+from minference.ops.build import Layout
+
+# on a GPU, reading an index on the host stops the stream: one chunk in so many is measured
+_GPU_DENSITY_EVERY = 64
+
+
+@dataclass
+class Runtime:
+    """What all layers of a worker share.
+
+    Attributes:
+        options: what was asked.
+        method: built for the served model.
+        min_context: contexts of fewer tokens stay dense.
+        isolate: whether an error may be turned into NaN rows, because a scheduler is there that
+            fails the requests whose logits are NaN; without it the error goes up.
+        recorder: counts and logs.
+    """
+
+    options: Options
+    method: Method
+    min_context: int
+    isolate: bool
+    recorder: Recorder
+    step: object = None
+    poisoned: bool = False
+    _steps: int = 0
+
+    def start_step(self) -> None:
+        """Forgets the last step; called where a step's rows are first seen."""
+        self.poisoned = False
+        self._steps += 1
+        self.recorder.start_step()
+
+    def measures(self, device: torch.device) -> bool:
+        """Whether this step's densities are measured."""
+        return device.type == "cpu" or self._steps % _GPU_DENSITY_EVERY == 1
+
+    def clean(self, part: Tensor) -> Tensor:
+        """Keys or values as they may enter the pages.
+
+        A failed row is NaN from the failing layer on, and some kernels multiply what a page
+        holds past the end of a context by zero: a NaN there would reach the next owner.
+        """
+        return torch.nan_to_num(part, nan=0.0) if self.poisoned else part
+
+
+@dataclass(frozen=True)
+class LayerPrefill:
+    """One attention layer of this worker.
+
+    Attributes:
+        runtime: shared state.
+        layer: number of the layer in the whole model.
+        heads: global numbers of this worker's query heads.
+        scale: factor of the scores.
+        softcap: bound of the scores; 0 for none.
+        sinks: a logit a head without a value (gpt-oss).
+    """
+
+    runtime: Runtime
+    layer: int
+    heads: tuple[int, ...]
+    scale: float
+    softcap: float = 0.0
+    sinks: Tensor | None = field(default=None, repr=False)
+
+    def candidates(self, rows: Sequence[Row]) -> tuple[Row, ...]:
+        """The rows that this layer may serve."""
+        options = self.runtime.options
+        if env.disabled() or self.layer < options.starting_layer:
+            return ()
+        return long_rows(rows, min_chunk=options.min_chunk, min_context=self.runtime.min_context)
+
+    def attend(
+        self, row: Row, query: Tensor, read: Callable[[], tuple[Tensor, Tensor]], output: Tensor
+    ) -> bool:
+        """Computes one row; False where the method asks for dense attention.
+
+        Args:
+            row: the request's place.
+            query: its queries, [queries, H, D].
+            read: gives its keys and values, each [1, Hkv, context, D].
+            output: receives the result, [queries, H, D]; NaN where an error was isolated.
+        """
+        try:
+            return self._attend(row, query, read, output)
+        except Exception:
+            if not self.runtime.isolate:
+                raise
+            get_logger(__name__).exception(
+                "sparse attention failed in layer %d for a chunk of %d queries on %d keys; its "
+                "request is failed",
+                self.layer,
+                row.queries,
+                row.context,
+            )
+            output.fill_(float("nan"))
+            self.runtime.poisoned = True
+            self.runtime.recorder.fail()
+            return True
+
+    def _attend(
+        self, row: Row, query: Tensor, read: Callable[[], tuple[Tensor, Tensor]], output: Tensor
+    ) -> bool:
+        key, value = read()
+        q = query.transpose(0, 1)[None]
+        first, stop = real_bounds(1, row.context, q.device)
+        context = Context(
+            layout=Layout(first, stop, row.queries, row.context),
+            layer=self.layer,
+            heads=self.heads,
+            scale=self.scale,
+            softcap=self.softcap,
+            impl=self.runtime.options.impl,
+        )
+        index = self.runtime.method.build_index(q, key, context)
+        if index is None:
+            return False
+        out = sparse_attention(
+            q,
+            key,
+            value,
+            index,
+            scale=self.scale,
+            softcap=self.softcap,
+            sinks=self.sinks,
+            impl=self.runtime.options.impl,
+        )
+        output.copy_(out[0].transpose(0, 1))
+        if self.runtime.measures(q.device):
+            self.runtime.recorder.note(
+                self.layer, row.number, row.queries, row.context, sampled_density(index)
+            )
+        return True
