@@ -33,16 +33,19 @@ AMPERE = {
     256: AttentionLaunch(64, 64, 1, 4),
 }
 SINGLE_PRECISION = {
-    64: AttentionLaunch(64, 64, 1, 4),
-    128: AttentionLaunch(64, 64, 1, 8),
-    256: AttentionLaunch(32, 64, 1, 8),
+    64: AttentionLaunch(32, 64, 1, 4),
+    128: AttentionLaunch(32, 64, 1, 8),
+    256: AttentionLaunch(16, 64, 1, 8),
 }
 """fp32 products run on the ordinary cores, so tiles stay small."""
 
 
+MAX_HEAD_DIM = 256
+
+
 def padded_dim(head_dim: int) -> int:
-    """Columns of a tile that holds `head_dim` of them: 64, 128 or 256."""
-    return max(64, 1 << (head_dim - 1).bit_length())
+    """Columns of a tile that holds `head_dim` of them: a power of two, 16 at least."""
+    return max(16, 1 << (head_dim - 1).bit_length())
 
 
 @functools.cache
@@ -54,9 +57,9 @@ def capability(device: torch.device) -> tuple[int, int]:
 def attention_launch(head_dim: int, dtype: torch.dtype, device: torch.device) -> AttentionLaunch:
     """The measured launch parameters for a head dim, a dtype and a device."""
     if dtype == torch.float32:
-        return SINGLE_PRECISION[padded_dim(head_dim)]
+        return SINGLE_PRECISION[max(64, padded_dim(head_dim))]
     table = HOPPER if capability(device) >= (9, 0) else AMPERE
-    return table[padded_dim(head_dim)]
+    return table[max(64, padded_dim(head_dim))]
 
 
 def tma_serves(*tensors: Tensor) -> bool:

@@ -1,0 +1,333 @@
+"""Sparse attention in Triton: every head of a layer, whatever its pattern, in one launch.
+
+The portable implementation, for NVIDIA sm_80 and newer, and the one that runs interpreted on the
+CPU. A program attends one tile of rows of one head: the diagonal blocks, offsets that stand in
+pairs (128 keys a step), single offsets, offsets under a mask, packed columns, listed blocks.
+"""
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from minference.errors import UnsupportedError
+from minference.index import BLOCK, TILE, Ragged, SparseIndex
+from minference.ops._triton import (
+    MAX_HEAD_DIM,
+    AttentionLaunch,
+    attention_launch,
+    padded_dim,
+    tma_serves,
+)
+from minference.ops.attention.triton_exact import sparse_attention_exact
+from minference.ops.attention.triton_lists import count_below, pack_columns, pair_offsets
+from minference.ops.attention.triton_parts import (
+    NEVER,
+    attend,
+    bitmap_of,
+    closes_at,
+    covered,
+    list_of,
+    place_program,
+    store_tile,
+    tile_dim,
+)
+
+_TILE = tl.constexpr(TILE)
+_BLOCK = tl.constexpr(BLOCK)
+LOG2_E = math.log2(math.e)
+
+
+@triton.jit
+def _rows(
+    ptr, desc, step, b, head, end, row, D: tl.constexpr, ROWS: tl.constexpr, TMA: tl.constexpr,
+    GUARD: tl.constexpr,
+):  # fmt: skip
+    """Rows [row, row + ROWS) of one head; with GUARD zeros beyond the buffer. [ROWS, BLOCK_D]"""
+    BLOCK_D: tl.constexpr = tile_dim(D)
+    if TMA:
+        return desc.load([b, head, row.to(tl.int32), 0]).reshape(ROWS, BLOCK_D)
+    place = row + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK_D)
+    at = ptr + place.to(tl.int64)[:, None] * step + column[None, :]
+    if GUARD:
+        known = ((place >= 0) & (place < end))[:, None] & (column < D)[None, :]
+        return tl.load(at, mask=known, other=0.0)
+    if BLOCK_D == D:
+        return tl.load(at)
+    return tl.load(at, mask=(column < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _keys_values(
+    source, row, D: tl.constexpr, ROWS: tl.constexpr, TMA: tl.constexpr, GUARD: tl.constexpr
+):
+    k_ptr, v_ptr, k_desc, v_desc, k_step, v_step, b, head, end = source
+    k = _rows(k_ptr, k_desc, k_step, b, head, end, row, D, ROWS, TMA, GUARD)
+    v = _rows(v_ptr, v_desc, v_step, b, head, end, row, D, ROWS, TMA, GUARD)
+    return k, v
+
+
+@triton.jit
+def _plan(offsets, n, split, item, group, tile, window):
+    """How a tile walks its offsets: (diagonal halves low and high, leading offsets in a row,
+    steps, pairs to use, singles to use, offsets under a mask from and to)."""
+    groups, steps, places, plans = split
+    here = group < groups
+    at = item * groups + group
+    steps += tl.load(places + at, mask=here, other=0)
+    live = (n > 0).to(tl.int32)
+    n_pairs = tl.load(plans + at * 4, mask=here, other=0) * live
+    n_singles = tl.load(plans + at * 4 + 1, mask=here, other=0) * live
+    local = tl.load(plans + at * 4 + 2, mask=here, other=0) * live
+    is_split = tl.load(plans + at * 4 + 3, mask=here, other=1)
+    v0 = tl.load(offsets, mask=n > 0, other=1)
+    v1 = tl.load(offsets + 1, mask=n > 1, other=1)
+    high = tl.where(v0 == -1, 3, 0)
+    low = tl.where((v0 == 0) | (v1 == 0), 3, 0)
+    near = (v0 <= 0).to(tl.int32) + (v1 <= 0).to(tl.int32)
+    # all rows of the tile see all keys of offset o iff 64 o + 127 < window
+    limit = tl.minimum(2 * tile, (window - _TILE) >> 6)
+    pairs = count_below(steps, n_pairs, limit)
+    singles = count_below(steps + (n - 1), n_singles, limit + 1, -1)
+    # a pair whose upper offset is out of reach: its lower one is the next in the list
+    broken = tl.load(steps + pairs, mask=pairs < n_pairs, other=-2) == limit
+    masked = near + 2 * pairs + singles
+    end = masked + broken.to(tl.int32)
+    if (limit < 2 * tile) | (is_split == 0):
+        end = count_below(offsets, n, 2 * tile + 1)
+    return low, high, local, steps, pairs, singles, masked, end
+
+
+@triton.jit
+def _diagonal(
+    q, source, acc, peak, total, scaling, pos, tile, first, real, low, high, window, sink,
+    D: tl.constexpr, WIDE: tl.constexpr, TMA: tl.constexpr, SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The tile's own two blocks; `low` and `high` are the row halves (bits) that see each."""
+    middle = tile * _TILE + _BLOCK
+    for part in tl.static_range(_TILE // WIDE):
+        begin = tile * _TILE + part * WIDE
+        key = begin + tl.arange(0, WIDE)
+        k, v = _keys_values(source, first + begin, D, WIDE, TMA, True)
+        # keys past the last real one may hold anything, and 0 * NaN is NaN
+        v = tl.where((key < real)[:, None], v, 0.0).to(v.dtype)
+        halves = tl.where(key < middle, low, high)
+        opens = tl.where(halves == 2, tl.maximum(key, middle), key)
+        opens = tl.where(halves == 0, NEVER, opens)
+        closes = closes_at(key, window, sink)
+        closes = tl.where(halves == 1, tl.minimum(closes, middle), closes)
+        acc, peak, total = attend(
+            q, k, v, acc, peak, total, scaling, pos, opens, closes, True, SOFTCAP, PRECISION
+        )
+    return acc, peak, total
+
+
+@triton.jit(do_not_specialize=["slots", "q_len", "kv_len", "packed_rows"])
+def _sparse_attention(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, offset_lists, block_lists, column_lists, bits,
+    group_tiles_ptr, window_ptr, sink_ptr, first_ptr, stop_ptr, q_steps, k_steps, v_steps,
+    slots, q_len, kv_len, scaling, packed_k_ptr, packed_v_ptr, packed_rows,
+    steps_ptr, places_ptr, plans_ptr, wide_desc, narrow_desc, packed_desc,
+    H: tl.constexpr, HKV: tl.constexpr, LISTS: tl.constexpr, D: tl.constexpr,
+    ROWS: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
+    SOFTCAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    PARTS: tl.constexpr = _TILE // ROWS
+    SPLIT: tl.constexpr = _TILE // WIDE
+    BLOCK_D: tl.constexpr = tile_dim(D)
+    b, kv_head, head, rank = place_program(slots, H, HKV, PARTS)
+    first = tl.load(first_ptr + b)
+    real = tl.load(stop_ptr + b) - first
+    q_start = kv_len - q_len - first
+    tile = (q_start >> 7) + rank // PARTS
+    pos = tile * _TILE + rank % PARTS * ROWS + tl.arange(0, ROWS)
+    row = pos - q_start
+    inside = (row >= 0) & (row < q_len)
+    wanted = inside & (pos >= 0) & (pos < real)
+    live = tl.max(wanted.to(tl.int32))
+
+    column = tl.arange(0, BLOCK_D)
+    at = b.to(tl.int64) * q_steps[0] + head.to(tl.int64) * q_steps[1]
+    at += row.to(tl.int64)[:, None] * q_steps[2] + column[None, :]
+    q = tl.load(q_ptr + at, mask=wanted[:, None] & (column < D)[None, :], other=0.0)
+    k_from = k_ptr + b.to(tl.int64) * k_steps[0] + kv_head.to(tl.int64) * k_steps[1]
+    v_from = v_ptr + b.to(tl.int64) * v_steps[0] + kv_head.to(tl.int64) * v_steps[1]
+    k_wide, v_wide = wide_desc
+    k_narrow, v_narrow = narrow_desc
+    k_packed, v_packed = packed_desc
+    wide = (k_from, v_from, k_wide, v_wide, k_steps[2], v_steps[2], b, kv_head, kv_len)
+    narrow = (k_from, v_from, k_narrow, v_narrow, k_steps[2], v_steps[2], b, kv_head, kv_len)
+    packed = (packed_k_ptr, packed_v_ptr, k_packed, v_packed, D, D, 0, 0, packed_rows)
+
+    own = head * LISTS // H
+    item = (b * LISTS + own).to(tl.int64)
+    window = tl.load(window_ptr + own)
+    sink = tl.load(sink_ptr + own)
+    size = tl.load(group_tiles_ptr + own)
+    group = tl.maximum(tile, 0) // size - tl.maximum(q_start, 0) // _TILE // size
+    bitmap = bitmap_of(bits, item, group)
+    offsets, _, n = list_of(offset_lists, item, group)
+    n *= live
+    split = (offset_lists[3], steps_ptr, places_ptr, plans_ptr)
+    low, high, local, steps, n_pairs, n_singles, masked, end = _plan(
+        offsets, n, split, item, group, tile, window
+    )
+    blocks, _, n_listed = list_of(block_lists, item, group)
+    n_listed *= live
+    n_blocks = count_below(blocks, n_listed, 8 * tile)
+    for i in range(n_blocks, tl.minimum(n_listed, n_blocks + 2)):
+        entry = tl.load(blocks + i)
+        low |= tl.where(entry >> 2 == 2 * tile, entry & 3, 0)
+        high |= tl.where(entry >> 2 == 2 * tile + 1, entry & 3, 0)
+
+    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    if (low | high) != 0:
+        acc, peak, total = _diagonal(
+            q, wide, acc, peak, total, scaling, pos, tile, first, real, low, high, window, sink,
+            D, WIDE, TMA, SOFTCAP, PRECISION,
+        )  # fmt: skip
+    base = first + tile * _TILE
+    for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
+        pair = i // SPLIT
+        at_row = base - (tl.load(steps + pair) + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
+        k, v = _keys_values(wide, at_row, D, WIDE, TMA, False)
+        acc, peak, total = attend(
+            q, k, v, acc, peak, total, scaling, pos, pos, pos, False, SOFTCAP, PRECISION
+        )
+    for i in tl.range(0, n_singles, num_stages=STAGES):
+        at_row = base - tl.load(steps + (n - 1 - i)) * _BLOCK
+        k, v = _keys_values(narrow, at_row, D, _BLOCK, TMA, False)
+        acc, peak, total = attend(
+            q, k, v, acc, peak, total, scaling, pos, pos, pos, False, SOFTCAP, PRECISION
+        )
+    for i in tl.range(masked, end, num_stages=STAGES):
+        begin = tile * _TILE - tl.load(offsets + i) * _BLOCK
+        key = begin + tl.arange(0, _BLOCK)
+        k, v = _keys_values(narrow, first + begin, D, _BLOCK, TMA, False)
+        acc, peak, total = attend(
+            q, k, v, acc, peak, total, scaling, pos, key, closes_at(key, window, sink), True,
+            SOFTCAP, PRECISION,
+        )  # fmt: skip
+    for i in tl.range(0, n_blocks, num_stages=STAGES):
+        entry = tl.load(blocks + i)
+        begin = (entry >> 2) * _BLOCK
+        key = begin + tl.arange(0, _BLOCK)
+        k, v = _keys_values(narrow, first + begin, D, _BLOCK, TMA, False)
+        middle = tile * _TILE + _BLOCK
+        opens = tl.where(entry & 3 == 2, middle, 0)
+        opens = tl.where(covered(bitmap, 2 * tile - (entry >> 2)) != 0, NEVER, opens)
+        closes = closes_at(key, window, sink)
+        closes = tl.where(entry & 3 == 1, tl.minimum(closes, middle), closes)
+        acc, peak, total = attend(
+            q, k, v, acc, peak, total, scaling, pos, key * 0 + opens, closes, True, SOFTCAP,
+            PRECISION,
+        )  # fmt: skip
+
+    # columns inside the leading run of offsets are covered, whatever the bitmap says of others
+    columns, first_row, n = list_of(column_lists, item, 0)
+    bound = tl.minimum(real, (2 * tile + 2 - local) * _BLOCK)
+    n = count_below(columns, n * live, bound)
+    for i in tl.range(0, n, WIDE, num_stages=STAGES):
+        k, v = _keys_values(packed, first_row + i, D, WIDE, TMA, True)
+        place = i + tl.arange(0, WIDE)
+        key = tl.load(columns + place, mask=place < n, other=0)
+        there = (place < n) & (covered(bitmap, 2 * tile - (key >> 6)) == 0)
+        acc, peak, total = attend(
+            q, k, v, acc, peak, total, scaling, pos, tl.where(there, key, NEVER),
+            closes_at(key, window, sink), True, SOFTCAP, PRECISION,
+        )  # fmt: skip
+
+    at = (b * H + head).to(tl.int64) * q_len + row
+    store_tile(out_ptr, lse_ptr, at, acc, peak, total, inside, wanted, D, LSE)
+
+
+def _descriptors(k: Tensor, v: Tensor, rows: int, *, tma: bool) -> tuple[Any, Any]:
+    """Host TMA descriptors that load `rows` rows of one head, or nothing."""
+    if not tma:
+        return None, None
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    block = [1, 1, rows, padded_dim(k.shape[-1])]
+    made = [TensorDescriptor(x, list(x.shape), list(x.stride()), block) for x in (k, v)]
+    return made[0], made[1]
+
+
+def _lists(lists: Ragged) -> tuple[Tensor, Tensor, Tensor, int]:
+    return lists.values, lists.start.contiguous(), lists.count.contiguous(), lists.count.shape[2]
+
+
+def _index_arguments(index: SparseIndex) -> tuple[Any, ...]:
+    bits = index.offset_bits.contiguous()
+    return (
+        *(_lists(x) for x in (index.offsets, index.blocks, index.columns)),
+        (bits, bits.shape[2], bits.shape[3]),
+        *(index.group_tiles, index.window, index.sink, index.first, index.stop),
+    )
+
+
+def _scaling(scale: float, softcap: float) -> tuple[float, float]:
+    """Factor and ceiling of the scores in units of log2; see `attend`."""
+    if softcap:
+        return 2 * LOG2_E * scale / softcap, softcap * LOG2_E
+    return scale * LOG2_E, 0.0
+
+
+def sparse_attention(
+    q: Float[Tensor, "B H L D"],
+    k: Float[Tensor, "B Hkv N D"],
+    v: Float[Tensor, "B Hkv N D"],
+    index: SparseIndex,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    return_lse: bool = False,
+    launch: AttentionLaunch | None = None,
+    tma: bool | None = None,
+) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"] | None]:
+    """Attention over the index's keys, and its log-sum-exp (natural logarithm) when asked for.
+
+    Rows that are padding give 0 and -inf. The host reads nothing back from the device.
+
+    Args:
+        launch: launch parameters instead of the table's.
+        tma: whether to load through TMA descriptors; where the device can, unless given.
+
+    Raises:
+        UnsupportedError: a head dim above 256.
+    """
+    batch, heads, q_len, dim = q.shape
+    if dim > MAX_HEAD_DIM:
+        raise UnsupportedError(
+            f"the Triton kernels serve head dims up to {MAX_HEAD_DIM}, got {dim}; use impl='torch'"
+        )
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    launch = launch or attention_launch(dim, q.dtype, q.device)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
+    slots = -(-q_len // TILE) + 1
+    data = (q, k, v, out, out if lse is None else lse, *_index_arguments(index))
+    data += tuple(tuple(x.stride()[:3]) for x in (q, k, v))
+    data += (slots, q_len, k.shape[2], _scaling(scale, softcap))
+    fixed = {"H": heads, "HKV": k.shape[1], "LISTS": index.heads, "D": dim, "ROWS": launch.rows}
+    fixed |= {"SOFTCAP": bool(softcap), "LSE": return_lse, "num_warps": launch.warps}
+    grid = (batch * heads * slots * (TILE // launch.rows),)
+    if q.dtype == torch.float32:
+        sparse_attention_exact[grid](*data, PRECISION="ieee", num_stages=1, **fixed)
+        return out, lse
+    packed = [x[None, None] for x in pack_columns(k, v, index)]
+    tma = tma_serves(k, v, *packed) if tma is None else tma
+    _sparse_attention[grid](
+        *data, *packed, packed[0].shape[2], *pair_offsets(index.offsets),
+        _descriptors(k, v, launch.wide, tma=tma), _descriptors(k, v, BLOCK, tma=tma),
+        _descriptors(*packed, launch.wide, tma=tma), WIDE=launch.wide, STAGES=launch.stages,
+        TMA=tma, PRECISION="tf32", **fixed,
+    )  # fmt: skip
+    return out, lse

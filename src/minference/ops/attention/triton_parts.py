@@ -1,0 +1,102 @@
+"""Pieces that both attention kernels use: the softmax step, look-ups in the index, the output."""
+
+import triton
+import triton.language as tl
+
+NEVER = tl.constexpr((1 << 31) - 1)
+"""A position that no row reaches."""
+
+
+@triton.constexpr_function
+def tile_dim(head_dim: int) -> int:
+    """`padded_dim` inside a kernel."""
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+@triton.jit
+def place_program(slots, H: tl.constexpr, HKV: tl.constexpr, PARTS: tl.constexpr):
+    """Batch row, KV head, query head and rank among the head's `slots * PARTS` row pieces.
+
+    KV head > rows, longest first > query head: programs that run together share K and V in L2.
+    """
+    SHARE: tl.constexpr = H // HKV
+    turn = tl.program_id(0) // SHARE
+    kv_head = turn // (slots * PARTS) % HKV
+    head = kv_head * SHARE + tl.program_id(0) % SHARE
+    return turn // (slots * PARTS * HKV), kv_head, head, slots * PARTS - 1 - turn % (slots * PARTS)
+
+
+@triton.jit
+def attend(
+    q, k, v, acc, peak, total, scaling, pos, opens, closes, MASK: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One step of the online softmax in base 2; with MASK, row `pos` sees key n iff
+    opens[n] <= pos < closes[n]."""
+    factor, ceiling = scaling
+    scores = tl.dot(q, k.T, input_precision=PRECISION)  # [ROWS, keys]
+    if SOFTCAP:
+        scores = ceiling - 2 * ceiling / (tl.exp2(scores * factor) + 1)
+        factor = 1.0
+    if MASK:
+        seen = (opens[None, :] <= pos[:, None]) & (pos[:, None] < closes[None, :])
+        scores = tl.where(seen, scores, float("-inf"))
+    risen = tl.maximum(peak, tl.max(scores, 1) * factor)
+    safe = risen
+    if MASK:
+        # a row that has seen no key yet would give inf - inf
+        safe = tl.where(risen == float("-inf"), 0.0, risen)
+    weights = tl.exp2(scores * factor - safe[:, None])
+    fade = tl.exp2(peak - safe)
+    total = total * fade + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+    return acc, risen, total
+
+
+@triton.jit
+def closes_at(key, window, sink):
+    """First row position that no longer sees the key."""
+    return tl.where(key < sink, NEVER, key + window)
+
+
+@triton.jit
+def list_of(lists, item, group):
+    """Pointer, start and length of a group's list; a kind with fewer groups lacks the others."""
+    values, starts, counts, groups = lists
+    here = group < groups
+    at = item * groups + group
+    start = tl.load(starts + at, mask=here, other=0)
+    return values + start, start, tl.load(counts + at, mask=here, other=0)
+
+
+@triton.jit
+def bitmap_of(bits, item, group):
+    """Pointer and length in words of a group's offset bitmap."""
+    ptr, groups, words = bits
+    return ptr + (item * groups + group) * words, tl.where(group < groups, words, 0)
+
+
+@triton.jit
+def covered(bitmap, offset):
+    """Whether each offset is in the bitmap, 0 or 1."""
+    ptr, words = bitmap
+    slot = offset + 1
+    word = tl.load(ptr + (slot >> 5), mask=(slot >= 0) & ((slot >> 5) < words), other=0)
+    return (word >> (slot & 31)) & 1
+
+
+@triton.jit
+def store_tile(
+    out_ptr, lse_ptr, at, acc, peak, total, inside, wanted, D: tl.constexpr, LSE: tl.constexpr
+):
+    """Write rows `at` of the output and its log-sum-exp: 0 and -inf where no key was seen."""
+    column = tl.arange(0, acc.shape[1])
+    seen = wanted & (total > 0)
+    mass = tl.where(seen, total, 1.0)
+    out = tl.where(seen[:, None], acc / mass[:, None], 0.0)
+    to = out_ptr + at[:, None] * D + column[None, :]
+    tl.store(to, out.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (column < D)[None, :])
+    if LSE:
+        # log2 to the natural logarithm
+        lse = tl.where(seen, (peak + tl.log2(mass)) * 0.6931471805599453, float("-inf"))
+        tl.store(lse_ptr + at, lse, mask=inside)

@@ -1,0 +1,129 @@
+"""The Triton kernels against the reference: interpreted on the CPU, compiled where a GPU is."""
+
+import pytest
+import torch
+
+from minference.errors import UnsupportedError
+from minference.index import Ragged
+from minference.ops._triton import AttentionLaunch
+from minference.ops.attention import triton as kernel
+from minference.ops.attention.api import sparse_attention
+from minference.ops.attention.triton_lists import pair_offsets
+from minference.ops.build import dense_index, tri_shape_index
+from minference.testing import layout_of, mixed_index, random_qkv, tolerance
+
+# Triton's interpreter turns one-element arrays into loop bounds
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
+DTYPES = [torch.float16, torch.float32]
+LENGTHS = [(1, 1), (63, 63), (64, 64), (65, 65), (127, 127), (129, 129), (300, 300), (129, 300)]
+
+
+def check(q, k, v, index, softcap=0.0, **options) -> None:  # noqa: ANN001, ANN003
+    expected, expected_lse = sparse_attention(
+        q, k, v, index, softcap=softcap, return_lse=True, impl="reference"
+    )
+    out, lse = kernel.sparse_attention(
+        q, k, v, index, scale=q.shape[-1] ** -0.5, softcap=softcap, return_lse=True, **options
+    )
+    torch.testing.assert_close(out, expected, **tolerance(q.dtype))
+    torch.testing.assert_close(lse, expected_lse, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "fp32"])
+@pytest.mark.parametrize(("q_len", "kv_len"), LENGTHS)
+@pytest.mark.usefixtures("nan_poison")
+def test_mixed_heads_match_the_reference(
+    q_len: int, kv_len: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    q, k, v = random_qkv(5, 1, q_len, kv_len, dtype=dtype, device=device)
+    check(q, k, v, mixed_index(layout_of(q, k), 5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "fp32"])
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
+@pytest.mark.usefixtures("nan_poison")
+def test_padding_on_both_sides_gives_zeros(dtype: torch.dtype, device: torch.device) -> None:
+    q, k, v = random_qkv(5, 5, 150, 160, batch=2, dtype=dtype, device=device)
+    layout = layout_of(q, k, left_padding=(37, 0), right_padding=(0, 19))
+    for x in (k, v):
+        x[1, :, -19:] = torch.nan
+    index = mixed_index(layout, 5)
+    check(q, k, v, index)
+    out, _ = kernel.sparse_attention(q, k, v, index, scale=0.1)
+    assert int(out[0, :, :27].count_nonzero()) == 0
+    assert int(out[1, :, -19:].count_nonzero()) == 0
+
+
+@pytest.mark.parametrize("cut", [1, 129, 299])
+def test_chunks_give_the_rows_of_the_whole(cut: int, device: torch.device) -> None:
+    q, k, v = random_qkv(2, 1, 300, dtype=torch.float16, device=device)
+    whole = dense_index(layout_of(q, k), 2)
+    out, _ = kernel.sparse_attention(q, k, v, whole, scale=0.2)
+    for begin, end in ((0, cut), (cut, 300)):
+        part = (q[:, :, begin:end], k[:, :, :end], v[:, :, :end])
+        index = dense_index(layout_of(*part[:2]), 2)
+        rows, _ = kernel.sparse_attention(*part, index, scale=0.2)
+        torch.testing.assert_close(rows, out[:, :, begin:end], **tolerance(q.dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "fp32"])
+@pytest.mark.parametrize("dim", [16, 64, 80, 96, 112, 128, 192, 256])
+def test_every_head_dim(dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    q, k, v = random_qkv(2, 1, 66, 140, dim=dim, dtype=dtype, device=device)
+    check(q, k, v, mixed_index(layout_of(q, k), 2))
+
+
+def test_softcap_shared_lists_and_strides(device: torch.device) -> None:
+    q, k, v = random_qkv(4, 2, 200, dim=64, dtype=torch.float16, device=device)
+    q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    index = mixed_index(layout_of(q, k), 2)
+    check(q, k, v, index, softcap=5.0)
+    check(q.float(), k.float(), v.float(), index, softcap=5.0)
+
+
+@pytest.mark.parametrize("launch", [(128, 64, 2, 4), (64, 128, 3, 4), (32, 64, 1, 4)])
+@pytest.mark.parametrize("tma", [False, True])
+def test_every_launch_gives_the_same(launch: tuple, *, tma: bool, device: torch.device) -> None:
+    if tma and device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+        pytest.skip("TMA needs a device of compute capability 9.0")
+    if launch[0] < 64 and device.type == "cuda":
+        pytest.skip("tensor-core tiles have 64 rows or more")
+    q, k, v = random_qkv(5, 1, 260, dim=64, dtype=torch.float16, device=device)
+    check(q, k, v, mixed_index(layout_of(q, k), 5), launch=AttentionLaunch(*launch), tma=tma)
+
+
+def test_lists_that_share_memory_are_read_whole(device: torch.device) -> None:
+    q, k, v = random_qkv(2, 2, 300, dtype=torch.float16, device=device)
+    check(q, k, v, tri_shape_index(layout_of(q, k), (20, 3), (70, 100), (40, 1)))
+
+
+def test_offsets_split_into_pairs_and_singles(device: torch.device) -> None:
+    rows = [[-1, 0, 1, 2, 3, 7, 8, 11], [0, 2, 3, 4, 5], [-1]]
+    rows.append([*range(-1, 2000), *range(3000, 6000, 3)])
+    values = torch.tensor([o for row in rows for o in row], dtype=torch.int32, device=device)
+    counts = [len(row) for row in rows]
+    count = torch.tensor(counts, dtype=torch.int32, device=device)[None, None]
+    start = (count.cumsum(-1) - count).long()
+    steps, place, plan = pair_offsets(Ragged(values, start, count))
+    expected = [([1, 7], [3, 11], 5), ([2, 4], [], 0), ([], [], 1)]
+    expected.append((list(range(1, 1999, 2)), [1999, *range(3000, 6000, 3)], 2001))
+    for g, (pairs, singles, local) in enumerate(expected):
+        own = steps[place[0, 0, g] : place[0, 0, g] + counts[g]].tolist()
+        assert plan[0, 0, g].tolist() == [len(pairs), len(singles), local, 1]
+        assert own[: len(pairs)] == pairs
+        assert own[::-1][: len(singles)] == singles
+
+
+def test_large_head_dims_are_refused(device: torch.device) -> None:
+    q, k, v = random_qkv(1, 1, 4, dim=320, device=device)
+    with pytest.raises(UnsupportedError, match="up to 256, got 320"):
+        kernel.sparse_attention(q, k, v, dense_index(layout_of(q, k), 1), scale=1.0)
+
+
+def test_the_operator_reaches_the_kernel(device: torch.device) -> None:
+    q, k, v = random_qkv(4, 2, 70, dtype=torch.float16, device=device)
+    index = mixed_index(layout_of(q, k), 4)
+    expected = sparse_attention(q, k, v, index, impl="reference")
+    out = sparse_attention(q, k, v, index, impl="triton")
+    torch.testing.assert_close(out, expected, **tolerance(q.dtype))
