@@ -1,0 +1,112 @@
+"""One layer's long rows: against dense attention, and what an error leads to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from minference import methods
+from minference.head_patterns import HeadPatterns, default_patterns
+from minference.index import SparseIndex
+from minference.integrations.vllm.metrics import Recorder
+from minference.integrations.vllm.options import Options
+from minference.integrations.vllm.prefill import LayerPrefill, Runtime
+from minference.integrations.vllm.rows import Row
+from minference.methods import Context, Method
+from minference.patterns import AShape, Dense
+from minference.testing import random_qkv
+
+
+class Broken(Method):
+    """Fails in every call."""
+
+    def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex | None:
+        raise RuntimeError("broken on purpose")
+
+
+def layer_of(
+    method: Method, *, isolate: bool = False, heads: int = 4, **options: int
+) -> LayerPrefill:
+    recorder = Recorder(lambda line: None, publish=False)
+    runtime = Runtime(Options(**options), method, 0, isolate, recorder)
+    return LayerPrefill(runtime, 0, tuple(range(heads)), 32**-0.5)
+
+
+def run(layer: LayerPrefill, queries: int, context: int) -> tuple[Tensor, Tensor, bool]:
+    q, k, v = random_qkv(4, 2, queries, context)
+    out = torch.full((queries, 4, 32), 7.0)
+    layer.runtime.start_step()
+    served = layer.attend(Row(0, 0, queries, context), q[0].transpose(0, 1), lambda: (k, v), out)
+    k, v = (x.repeat_interleave(2, dim=1) for x in (k, v))
+    mask = torch.ones(queries, context, dtype=torch.bool).tril(context - queries)
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out, dense[0].transpose(0, 1), served
+
+
+@pytest.mark.parametrize(("queries", "context"), [(300, 300), (130, 333), (2, 65)])
+def test_full_density_is_dense_attention(queries: int, context: int) -> None:
+    layer = layer_of(methods.AShape(sink=4, local=1000))
+    out, dense, served = run(layer, queries, context)
+    assert served
+    torch.testing.assert_close(out, dense, atol=2e-5, rtol=2e-5)
+    assert layer.runtime.recorder.summary()["density"] == 1.0
+
+
+def test_a_sparse_method_is_sparse_and_counted() -> None:
+    layer = layer_of(methods.AShape(sink=4, local=64))
+    out, dense, served = run(layer, 300, 900)
+    assert served
+    assert not torch.allclose(out, dense, atol=1e-3)
+    totals = layer.runtime.recorder.summary()
+    assert totals["chunks"] == 1
+    assert totals["tokens"] == 300
+    assert totals["causal_pairs"] == sum(range(601, 901))
+    assert 0.1 < totals["density"] < 0.4
+
+
+def test_heads_have_their_global_patterns() -> None:
+    rows = ((Dense(),) * 3 + (AShape(4, 64),) * 5,)
+    first = layer_of(methods.MInference(patterns=HeadPatterns(rows)))
+    out, dense, _ = run(first, 300, 900)
+    torch.testing.assert_close(out[:, :3], dense[:, :3], atol=2e-5, rtol=2e-5)
+    assert not torch.allclose(out[:, 3], dense[:, 3], atol=1e-3)
+    second = LayerPrefill(first.runtime, 0, (4, 5, 6, 7), 32**-0.5)
+    out, dense, _ = run(second, 300, 900)
+    assert not torch.allclose(out[:, 0], dense[:, 0], atol=1e-3)
+
+
+def test_dense_layers_are_left_to_the_host() -> None:
+    method = methods.MInference(patterns=default_patterns(1, 4, Dense()))
+    out, _, served = run(layer_of(method), 300, 300)
+    assert not served
+    assert torch.equal(out, torch.full_like(out, 7.0))
+
+
+def test_an_error_goes_up_or_is_turned_into_nan(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(layer_of(Broken()), 130, 200)
+    layer = layer_of(Broken(), isolate=True)
+    out, _, served = run(layer, 130, 200)
+    assert served
+    assert bool(out.isnan().all())
+    assert "on purpose" in caplog.text
+    assert layer.runtime.recorder.totals.failures == 1
+
+
+def test_pages_never_hold_the_nan_of_a_failed_row() -> None:
+    layer = layer_of(Broken(), isolate=True)
+    poisoned = torch.tensor([1.0, float("nan")])
+    assert bool(layer.runtime.clean(poisoned).isnan().any())
+    run(layer, 130, 200)
+    assert layer.runtime.clean(poisoned).tolist() == [1.0, 0.0]
+    layer.runtime.start_step()
+    assert layer.runtime.clean(poisoned) is poisoned
+
+
+def test_short_rows_early_layers_and_disable_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (Row(0, 0, 1, 999), Row(1, 1, 200, 999))
+    assert layer_of(methods.AShape()).candidates(rows) == rows[1:]
+    assert layer_of(methods.AShape(), starting_layer=1).candidates(rows) == ()
+    monkeypatch.setenv("MINFERENCE_DISABLE", "1")
+    assert layer_of(methods.AShape()).candidates(rows) == ()
