@@ -67,15 +67,18 @@ def fit(order: Order, build: Builder, measure: Measure) -> Sample:
     best, best_tokens, shortest = None, -1, order.length
     for attempt in range(_ATTEMPTS):
         sample = _place(order, build, chars, per_char)
-        tokens = measure(_longest(sample))
+        text = _longest(sample)
+        tokens = measure(text)
         shortest = min(shortest, tokens) if best else tokens
         if best_tokens < tokens <= order.length:
             best, best_tokens = sample, tokens
         gap = order.length - tokens
         if 0 <= gap <= order.length // 512:
             break
-        # too long: step back further each time, since lines and pairs come in lumps
-        chars += int(gap / per_char) if gap > 0 else int((attempt + 1) * (gap - 8) / per_char)
+        # the task's text may hold more or fewer tokens a character than prose does; a text that
+        # is too long steps back further each time, since lines and pairs come in lumps
+        per_token = len(text) / max(tokens, 1)
+        chars += int((gap if gap > 0 else (attempt + 1) * (gap - 8)) * per_token)
         if chars <= 0:
             break
     if best is None:
