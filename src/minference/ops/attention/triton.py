@@ -133,7 +133,7 @@ def _sparse_attention(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, offset_lists, block_lists, column_lists, bits,
     group_tiles_ptr, window_ptr, sink_ptr, first_ptr, stop_ptr, q_steps, k_steps, v_steps,
     slots, q_len, kv_len, scaling, packed_k_ptr, packed_v_ptr, packed_rows,
-    steps_ptr, places_ptr, plans_ptr, wide_desc, narrow_desc, packed_desc,
+    steps_ptr, places_ptr, plans_ptr, k_wide, v_wide, k_narrow, v_narrow, k_packed, v_packed,
     H: tl.constexpr, HKV: tl.constexpr, LISTS: tl.constexpr, D: tl.constexpr,
     ROWS: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
     SOFTCAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr,
@@ -158,9 +158,6 @@ def _sparse_attention(
     q = tl.load(q_ptr + at, mask=wanted[:, None] & (column < D)[None, :], other=0.0)
     k_from = k_ptr + b.to(tl.int64) * k_steps[0] + kv_head.to(tl.int64) * k_steps[1]
     v_from = v_ptr + b.to(tl.int64) * v_steps[0] + kv_head.to(tl.int64) * v_steps[1]
-    k_wide, v_wide = wide_desc
-    k_narrow, v_narrow = narrow_desc
-    k_packed, v_packed = packed_desc
     wide = (k_from, v_from, k_wide, v_wide, k_steps[2], v_steps[2], b, kv_head, kv_len)
     narrow = (k_from, v_from, k_narrow, v_narrow, k_steps[2], v_steps[2], b, kv_head, kv_len)
     packed = (packed_k_ptr, packed_v_ptr, k_packed, v_packed, D, D, 0, 0, packed_rows)
@@ -326,8 +323,8 @@ def sparse_attention(
     tma = tma_serves(k, v, *packed) if tma is None else tma
     _sparse_attention[grid](
         *data, *packed, packed[0].shape[2], *pair_offsets(index.offsets),
-        _descriptors(k, v, launch.wide, tma=tma), _descriptors(k, v, BLOCK, tma=tma),
-        _descriptors(*packed, launch.wide, tma=tma), WIDE=launch.wide, STAGES=launch.stages,
+        *_descriptors(k, v, launch.wide, tma=tma), *_descriptors(k, v, BLOCK, tma=tma),
+        *_descriptors(*packed, launch.wide, tma=tma), WIDE=launch.wide, STAGES=launch.stages,
         TMA=tma, PRECISION="tf32", **fixed,
     )  # fmt: skip
     return out, lse
