@@ -30,9 +30,9 @@ class Build:
     head_dim: int
     element: str
     softcap: bool = False
-    stages: int = 2
-    q_buffers: int = 2
-    ping_pong: bool = True
+    k_stages: int = 2
+    v_stages: int = 2
+    q_tiles: int = 2
     producer_registers: int = 40
     consumer_registers: int = 232
     extra: tuple[str, ...] = ()
@@ -43,9 +43,9 @@ class Build:
             "HEAD_DIM": self.head_dim,
             "ELEMENT": f'"{self.element}"',
             "SOFTCAP": int(self.softcap),
-            "KV_STAGES": self.stages,
-            "Q_BUFFERS": self.q_buffers,
-            "PING_PONG": int(self.ping_pong),
+            "KEY_STAGES": self.k_stages,
+            "VALUE_STAGES": self.v_stages,
+            "Q_BUFFERS": self.q_tiles,
             "PRODUCER_REGISTERS": self.producer_registers,
             "CONSUMER_REGISTERS": self.consumer_registers,
         }
@@ -56,7 +56,7 @@ class Build:
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block: Q, K and V tiles, key positions, barriers."""
         tile = 128 * self.head_dim * 2
-        return (self.q_buffers + 2 * self.stages) * tile + self.stages * 1024 + 2048
+        return (self.q_tiles + self.k_stages + self.v_stages) * tile + self.k_stages * 1024 + 2048
 
 
 def checked(result: tuple[Any, ...], what: str) -> Any:  # noqa: ANN401 - any type of the bindings

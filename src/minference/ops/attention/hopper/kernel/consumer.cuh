@@ -2,14 +2,16 @@
 #pragma once
 #include "layout.cuh"
 
-// NVRTC comes without math.h
-#define MINUS_INFINITY __int_as_float(0xFF800000)
+#ifndef GROWTH
+#define GROWTH 8.f
+#endif
 
 struct Consumer {
     const Params& p;
     Shared& shared;
     int half, lane, warp;
-    Ring<STAGES> k_ring, v_ring;
+    Ring<K_STAGES> k_ring;
+    Ring<V_STAGES> v_ring;
     Ring<Q_TILES> q_ring;
     float factor; // scores to exponents of 2
 
@@ -22,17 +24,9 @@ struct Consumer {
         if (lane == 0) barrier_arrive(shared_address(&empty));
     }
 
-    __device__ __forceinline__ void my_turn() {
-#if PING_PONG
-        named_sync(2 + half, 256);
-#endif
-    }
-
-    __device__ __forceinline__ void your_turn() {
-#if PING_PONG
-        named_arrive(3 - half, 256);
-#endif
-    }
+    // One warpgroup multiplies while the other one exponentiates.
+    __device__ __forceinline__ void my_turn() { named_sync(2 + half, 256); }
+    __device__ __forceinline__ void your_turn() { named_arrive(3 - half, 256); }
 
     __device__ __forceinline__ void scores(float (&s)[64], u32 q, int slot) {
         u32 k = shared_address(shared.k[slot]);
@@ -64,8 +58,19 @@ struct Consumer {
 #endif
     }
 
-    __device__ __forceinline__ void mask(float (&s)[64], int slot, int row, int window, int sink) {
-        const int* keys = shared.key[slot][half] + lane % 4 * 2;
+    __device__ __forceinline__ void add_terms(float (&s)[64], const int* keys) {
+#pragma unroll
+        for (int n = 0; n < 16; ++n) {
+            float2 term = *reinterpret_cast<const float2*>(keys + 8 * n);
+            s[4 * n] += term.x;
+            s[4 * n + 1] += term.y;
+            s[4 * n + 2] += term.x;
+            s[4 * n + 3] += term.y;
+        }
+    }
+
+    __device__ __forceinline__ void compare(float (&s)[64], const int* keys, int row, int window,
+                                            int sink) {
 #pragma unroll
         for (int n = 0; n < 16; ++n) {
             int2 key = *reinterpret_cast<const int2*>(keys + 8 * n);
@@ -74,13 +79,24 @@ struct Consumer {
                 int at = i & 1 ? key.y : key.x;
                 int query = row + 8 * (i >> 1);
                 bool hidden = at > query || (query - at >= window && at >= sink);
-                if (hidden) s[4 * n + i] = MINUS_INFINITY;
+                if (hidden) s[4 * n + i] = __int_as_float(HIDDEN);
             }
         }
     }
 
-    // exponentials in place; returns the factors of what was summed before
-    __device__ __forceinline__ void softmax(float (&s)[64], Rows& rows, float (&decay)[2]) {
+    __device__ __forceinline__ void mask(float (&s)[64], int flags, int slot, int row, int window,
+                                         int sink) {
+        int own = flags >> 2 * half & 3;
+        const int* keys = shared.key[slot][half] + lane % 4 * 2;
+        if (own == ADD) add_terms(s, keys);
+        if (own == COMPARE) compare(s, keys, row, window, sink);
+    }
+
+    // Exponentials in place. The shift follows the row's maximum only once that has grown by a
+    // factor of 2^8, which leaves float32 sums exact enough and spares most rescaling. Returns
+    // whether this warp must multiply what it summed before by `decay`.
+    __device__ __forceinline__ bool softmax(float (&s)[64], Rows& rows, float (&decay)[2]) {
+        float top[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             float a = fmaxf(s[2 * r], s[2 * r + 1]), b = fmaxf(s[2 * r + 4], s[2 * r + 5]);
@@ -89,14 +105,27 @@ struct Consumer {
                 a = fmaxf(a, fmaxf(s[4 * n + 2 * r], s[4 * n + 2 * r + 1]));
                 b = fmaxf(b, fmaxf(s[4 * n + 2 * r + 4], s[4 * n + 2 * r + 5]));
             }
-            float top = fmaxf(a, b);
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-            top = fmaxf(top, rows.top[r]);
-            decay[r] = exp2_fast((rows.top[r] - top) * factor);
-            rows.top[r] = top;
-            float shift = top * factor;
-            float sum[2] = {0.f, 0.f};
+            top[r] = fmaxf(a, b);
+        }
+#pragma unroll
+        for (int lanes = 1; lanes <= 2; lanes *= 2)
+#pragma unroll
+            for (int r = 0; r < 2; ++r)
+                top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], lanes));
+        bool grown = (top[0] - rows.top[0]) * factor > GROWTH || (top[1] - rows.top[1]) * factor > GROWTH;
+        bool rescale = __any_sync(~0u, grown);
+        if (rescale)
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                top[r] = fmaxf(top[r], rows.top[r]);
+                decay[r] = exp2_fast((rows.top[r] - top[r]) * factor);
+                rows.top[r] = top[r];
+                rows.sum[r] *= decay[r];
+            }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float shift = rows.top[r] * factor;
+            float sum[2] = {rows.sum[r], 0.f};
 #pragma unroll
             for (int n = 0; n < 16; ++n)
 #pragma unroll
@@ -105,8 +134,9 @@ struct Consumer {
                     x = exp2_fast(fmaf(x, factor, -shift));
                     sum[i] += x;
                 }
-            rows.sum[r] = rows.sum[r] * decay[r] + (sum[0] + sum[1]);
+            rows.sum[r] = sum[0] + sum[1];
         }
+        return rescale;
     }
 
     __device__ __forceinline__ void pack_weights(const float (&s)[64], u32 (&w)[32]) {
@@ -114,7 +144,24 @@ struct Consumer {
         for (int i = 0; i < 32; ++i) w[i] = pack(s[2 * i], s[2 * i + 1]);
     }
 
-    __device__ __forceinline__ void store(float (&o)[D / 2], Rows& rows, const Item& item) {
+    // Lane l of a quad gathers 8 neighbouring columns of group 4 m + l, to write 16 bytes at once.
+    __device__ __forceinline__ uint4 gather(const u32 (&x)[4]) {
+        int l = lane % 4;
+        u32 y[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            // in round i lane l sends what lane l ^ i wants and receives its place l ^ i
+            u32 sent = (l ^ i) == 0 ? x[0] : (l ^ i) == 1 ? x[1] : (l ^ i) == 2 ? x[2] : x[3];
+            y[i] = i ? __shfl_xor_sync(~0u, sent, i) : sent;
+        }
+        auto from = [&](int lane_of) {
+            int i = lane_of ^ l;
+            return i == 0 ? y[0] : i == 1 ? y[1] : i == 2 ? y[2] : y[3];
+        };
+        return make_uint4(from(0), from(1), from(2), from(3));
+    }
+
+    __device__ __forceinline__ void store(const float (&o)[D / 2], const Rows& rows, const Item& item) {
         int first = __ldg(p.first + item.batch), queries = static_cast<int>(p.queries);
         int query_start = static_cast<int>(p.keys) - queries - first;
         int stop = __ldg(p.stop + item.batch) - first;
@@ -127,18 +174,24 @@ struct Consumer {
             int position = TILE * item.tile + 64 * half + 16 * warp + lane / 4 + 8 * r;
             int row = position - query_start;
             bool real = position >= 0 && position < stop && sum > 0.f;
-            float inverse = real ? 1.f / sum : 0.f;
             bool inside = row >= 0 && row < queries;
-            if (!inside) continue;
-            u32* out = reinterpret_cast<u32*>(p.out + (head * queries + row) * D) + lane % 4;
+            float inverse = real ? 1.f / sum : 0.f;
+            u16* out = p.out + (head * queries + row) * D + lane % 4 * 8;
 #pragma unroll
-            for (int n = 0; n < D / 8; ++n) {
-                float x = o[4 * n + 2 * r], y = o[4 * n + 2 * r + 1];
-                out[4 * n] = real ? pack(x * inverse, y * inverse) : 0u;
+            for (int m = 0; m < D / 32; ++m) {
+                u32 x[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    int at = 4 * (4 * m + i) + 2 * r;
+                    x[i] = real ? pack(o[at] * inverse, o[at + 1] * inverse) : 0u;
+                }
+                uint4 words = gather(x);
+                if (inside) *reinterpret_cast<uint4*>(out + 32 * m) = words;
             }
-            if (p.lse && lane % 4 == 0)
+            if (p.lse && inside && lane % 4 == 0)
                 p.lse[head * queries + row] =
-                    real ? (rows.top[r] * factor + log2_fast(sum)) * 0.6931471805599453f : MINUS_INFINITY;
+                    real ? (rows.top[r] * factor + log2_fast(sum)) * 0.6931471805599453f
+                         : __int_as_float(HIDDEN);
         }
     }
 
@@ -167,7 +220,7 @@ struct Consumer {
         wgmma_wait<0>();
         pin(s);
         cap(s);
-        if (flags >> half & 1) mask(s, k_ring.slot, row, window, sink);
+        mask(s, flags, k_ring.slot, row, window, sink);
         release(shared.k_empty[k_ring.slot]);
         k_ring.advance();
         softmax(s, rows, decay);
@@ -188,17 +241,18 @@ struct Consumer {
             wgmma_wait<1>();
             pin(s);
             cap(s);
-            if (flags >> half & 1) mask(s, k_ring.slot, row, window, sink);
+            mask(s, flags, k_ring.slot, row, window, sink);
             release(shared.k_empty[k_ring.slot]);
             k_ring.advance();
-            softmax(s, rows, decay);
+            bool rescale = softmax(s, rows, decay);
             wgmma_wait<0>();
             pin(o);
             release(shared.v_empty[v_ring.slot]);
             v_ring.advance();
             pack_weights(s, w);
+            if (rescale)
 #pragma unroll
-            for (int i = 0; i < D / 2; ++i) o[i] *= decay[i >> 1 & 1];
+                for (int i = 0; i < D / 2; ++i) o[i] *= decay[i >> 1 & 1];
         }
         release(shared.q_empty[q_ring.slot]);
         q_ring.advance();
@@ -216,14 +270,8 @@ struct Consumer {
     }
 
     __device__ __forceinline__ void run() {
-#if SOFTCAP
-        factor = p.softcap * 1.4426950408889634f;
-#else
-        factor = p.scale * 1.4426950408889634f;
-#endif
-#if PING_PONG
+        factor = (SOFTCAP ? p.softcap : p.scale) * 1.4426950408889634f;
         if (half == 1) your_turn();
-#endif
         while (attend()) {
         }
     }

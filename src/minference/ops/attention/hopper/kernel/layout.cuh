@@ -9,7 +9,8 @@ constexpr int STAGE_KEYS = 2 * BLOCK;
 constexpr int CHUNKS = D / 64;
 constexpr int CHUNK_BYTES = STAGE_KEYS * 128;
 constexpr int STAGE_BYTES = CHUNKS * CHUNK_BYTES;
-constexpr int STAGES = KV_STAGES;
+constexpr int K_STAGES = KEY_STAGES;
+constexpr int V_STAGES = VALUE_STAGES;
 constexpr int Q_TILES = Q_BUFFERS;
 constexpr int CONSUMERS = 2;
 constexpr int CONSUMER_WARPS = 4 * CONSUMERS;
@@ -17,19 +18,23 @@ constexpr int THREADS = 128 * (CONSUMERS + 1);
 
 constexpr int NO_KEY = 0x7FFFFFFF;
 
-// flags of a stage: bits 0 and 1 ask for the mask in the rows of consumer 0 and 1
-constexpr int LAST_STAGE = 4;
+constexpr int HIDDEN = 0xFF800000; // bits of minus infinity
+
+// How a consumer treats the scores of a stage: as they are, with a term added to each column, or
+// by comparing the positions of keys and queries. Consumer c has the bits 2 c and 2 c + 1.
+enum Mask { NONE = 0, ADD = 1, COMPARE = 2 };
+constexpr int LAST_STAGE = 16; // of a query tile
 
 struct Shared {
     alignas(1024) unsigned char q[Q_TILES][STAGE_BYTES];
-    unsigned char k[STAGES][STAGE_BYTES];
-    unsigned char v[STAGES][STAGE_BYTES];
-    int key[STAGES][CONSUMERS][STAGE_KEYS];
-    int flags[STAGES];
+    unsigned char k[K_STAGES][STAGE_BYTES];
+    unsigned char v[V_STAGES][STAGE_BYTES];
+    int key[K_STAGES][CONSUMERS][STAGE_KEYS]; // position or term of each key of a masked stage
+    int flags[K_STAGES];
     Item item[Q_TILES];
     u64 q_full[Q_TILES], q_empty[Q_TILES];
-    u64 k_full[STAGES], k_empty[STAGES];
-    u64 v_full[STAGES], v_empty[STAGES];
+    u64 k_full[K_STAGES], k_empty[K_STAGES];
+    u64 v_full[V_STAGES], v_empty[V_STAGES];
 };
 
 // Position in a ring of N slots; `parity` is the phase that a full slot completes.

@@ -10,8 +10,8 @@ struct Maps {
 struct Stage {
     int kind = 0;
     int a = 0, b = 0;   // entries 4 * block + halves; a packed row for columns
-    int column[4] = {}; // this lane's columns, NO_KEY where masked
-    int mask = 0;
+    int key[4] = {}; // what this lane writes for the keys of masked columns
+    int mask = NONE;
 };
 
 enum { NOTHING = 0, BLOCKS = 1, COLUMNS = 2 };
@@ -21,7 +21,8 @@ struct Producer {
     const Maps& maps;
     Shared& shared;
     int lane;
-    Ring<STAGES> k_ring, v_ring;
+    Ring<K_STAGES> k_ring;
+    Ring<V_STAGES> v_ring;
     Ring<Q_TILES> q_ring;
 
     // the tile at work
@@ -64,24 +65,37 @@ struct Producer {
         v_kind = NOTHING;
     }
 
-    // 1 where the rows of consumer `half` need the mask for block entry `e`
-    __device__ __forceinline__ bool partial(int e, int half) const {
+    // what the rows of consumer `half` need for block entry `e`
+    __device__ __forceinline__ int needs(int e, int half) const {
         int low = BLOCK * (e >> 2), row = TILE * tile + BLOCK * half;
         bool near = row + BLOCK - 1 - low < window || low + BLOCK - 1 < sink;
-        return !(e >> half & 1) || low + BLOCK - 1 > row || !near;
+        if (!(e >> half & 1)) return ADD;
+        return low + BLOCK - 1 > row || !near ? COMPARE : NONE;
     }
 
-    __device__ __forceinline__ void write_keys(const Stage& s, int slot) {
+    __device__ __forceinline__ int block_mask(int a, int b) const {
+        int mask = 0;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            int place = lane + 32 * i;
-            int entry = i < 2 ? s.a : s.b;
-            int position = BLOCK * (entry >> 2) + place % BLOCK;
+        for (int half = 0; half < CONSUMERS; ++half) {
+            int both = needs(a, half) | needs(b, half);
+            mask |= (both & COMPARE ? COMPARE : both) << 2 * half;
+        }
+        return mask;
+    }
+
+    __device__ __forceinline__ void write_keys(int mask, int slot) {
 #pragma unroll
-            for (int half = 0; half < CONSUMERS; ++half)
-                shared.key[slot][half][place] = s.kind == COLUMNS     ? s.column[i]
-                                                : entry >> half & 1 ? position
-                                                                    : NO_KEY;
+        for (int half = 0; half < CONSUMERS; ++half) {
+            bool compare = mask >> 2 * half & COMPARE;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                int entry = i < 2 ? waiting.a : waiting.b;
+                int position = BLOCK * (entry >> 2) + lane + i % 2 * 32;
+                bool chosen = entry >> half & 1;
+                int key = compare ? (chosen ? position : NO_KEY) : (chosen ? 0 : HIDDEN);
+                shared.key[slot][half][lane + 32 * i] =
+                    waiting.kind == COLUMNS ? waiting.key[i] : key;
+            }
         }
     }
 
@@ -89,12 +103,9 @@ struct Producer {
     __device__ __forceinline__ void flush(bool last) {
         if (waiting.kind == NOTHING) return;
         int slot = k_ring.slot;
-        int mask = waiting.mask;
-        if (waiting.kind == BLOCKS)
-            for (int half = 0; half < CONSUMERS; ++half)
-                if (partial(waiting.a, half) || partial(waiting.b, half)) mask |= 1 << half;
+        int mask = waiting.kind == BLOCKS ? block_mask(waiting.a, waiting.b) : waiting.mask;
         barrier_wait(shared_address(&shared.k_empty[slot]), k_ring.parity ^ 1);
-        if (mask) write_keys(waiting, slot);
+        if (mask) write_keys(mask, slot);
         if (lane == 0) shared.flags[slot] = mask | (last ? LAST_STAGE : 0);
         __syncwarp();
         if (lane == 0)
@@ -111,7 +122,6 @@ struct Producer {
     __device__ __forceinline__ void push_blocks(int a, int b) {
         flush(false);
         waiting.kind = BLOCKS;
-        waiting.mask = 0;
         waiting.a = a;
         waiting.b = b;
     }
@@ -145,25 +155,31 @@ struct Producer {
         int end = TILE * (tile + 1);
         for (int base = 0; base < count; base += STAGE_KEYS) {
             if (__ldg(list + base) >= end) break;
-            int column[4], mask = 0;
+            int key[4], mask = NONE;
             bool any = false;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 int at = base + lane + 32 * i;
-                int c = at < count ? __ldg(list + at) : NO_KEY;
-                if (c >= end || in_offsets(c / BLOCK)) c = NO_KEY;
-                any |= c != NO_KEY;
-                bool near = end - 1 - c < window || c < sink;
-                if (c >= end - TILE || !near) mask = 3;
-                column[i] = c;
+                key[i] = at < count ? __ldg(list + at) : NO_KEY;
+                if (key[i] >= end || in_offsets(key[i] / BLOCK)) {
+                    key[i] = NO_KEY;
+                    mask |= ADD;
+                } else {
+                    any = true;
+                    bool near = end - 1 - key[i] < window || key[i] < sink;
+                    if (key[i] >= end - TILE || !near) mask |= COMPARE;
+                }
             }
             if (!__any_sync(~0u, any)) continue;
             flush(false);
+            mask = __reduce_or_sync(~0u, mask);
+            mask = mask & COMPARE ? COMPARE : mask;
             waiting.kind = COLUMNS;
-            waiting.mask = __any_sync(~0u, mask) ? 3 : 0;
+            waiting.mask = mask | mask << 2;
             waiting.a = row + base;
 #pragma unroll
-            for (int i = 0; i < 4; ++i) waiting.column[i] = column[i];
+            for (int i = 0; i < 4; ++i)
+                waiting.key[i] = mask == COMPARE ? key[i] : key[i] == NO_KEY ? HIDDEN : 0;
         }
     }
 
