@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "enforce_eager": True,
     "max_num_seqs": 4,
     "max_model_len": 18_432,
-    "max_num_batched_tokens": 2048,
+    "max_num_batched_tokens": 1024,
     "kv_cache_memory_bytes": 384 << 20,
 }
 # programs that the tests start in processes of their own
@@ -46,7 +46,7 @@ if find_spec("vllm"):
 
 @pytest.fixture(scope="session")
 def settings() -> dict[str, Any]:
-    """Arguments of every engine: the shipped model in chunks of 2048 tokens."""
+    """Arguments of every engine: the shipped model in chunks of 1024 tokens."""
     if not NEEDLE.is_dir():
         pytest.skip("models/needle is not there")
     return {"model": str(NEEDLE), **SETTINGS}
@@ -57,16 +57,19 @@ def prompts() -> list[str]:
     """Three prompts that need several chunks, share steps with decodes, and differ in length."""
     from minference.eval.tasks import make_sample
 
-    return [make_sample("single", length, 3).text(0) for length in (5000, 700, 2600)]
+    return [make_sample("single", length, 3).text(0) for length in (2900, 700, 1600)]
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Callable[..., tuple[int, Any, str]]]:
     """Runs a script in a process of its own: exit status, the JSON of its last line, its log."""
 
-    def run(script: str, /, *, seconds: int = 240, **env: str) -> tuple[int, Any, str]:
+    def run(
+        script: str, values: dict[str, Any], *, seconds: int = 240, **env: str
+    ) -> tuple[int, Any, str]:
         path = tmp_path / "program.py"
-        body = textwrap.indent(textwrap.dedent(script), "    ")
+        given = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+        body = textwrap.indent(f"{given}\n{textwrap.dedent(script)}", "    ")
         path.write_text(f"{PRELUDE}\ndef main():\n{body}\nif __name__ == '__main__':\n    main()\n")
         done = subprocess.run(
             [sys.executable, str(path)],
