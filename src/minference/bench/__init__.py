@@ -1,0 +1,1 @@
+"""Benchmarks behind a correctness gate: attention over planted patterns, with dense baselines."""

@@ -1,0 +1,247 @@
+"""`minference bench attention`: index and kernel, apart and together, beside dense kernels.
+
+Each case passes a correctness gate first: rows of three tiles of every head against a softmax in
+float32 under the index's mask. A case that fails it is reported without a speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minference.bench.baselines import dense_kernels
+from minference.bench.cases import SEEDS, Case, computed_pairs, planted_index, scattered, table, vs1
+from minference.bench.records import Recorder
+from minference.bench.timing import measure, peak_extra_bytes
+from minference.errors import UnsupportedError
+from minference.index import TILE, SparseIndex
+from minference.ops._dispatch import resolve_impl
+from minference.ops.attention.api import sparse_attention
+from minference.ops.estimate.api import last_query_masses
+from minference.ops.select.api import select_columns, select_offsets
+from minference.ops.select.reference import offset_budget
+from minference.testing import default_device, layout_of
+
+GATE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Largest relative error (2-norm) that passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of one attention layer."""
+
+    length: int
+    heads: int = 32
+    kv_heads: int = 8
+    dim: int = 128
+    dtype: torch.dtype = torch.bfloat16
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Standard-normal q, k, v made on the device."""
+        generator = torch.Generator(device).manual_seed(0)
+        sizes = [(1, heads, self.length, self.dim) for heads in (self.heads, *[self.kv_heads] * 2)]
+        q, k, v = (
+            torch.randn(size, generator=generator, device=device, dtype=self.dtype)
+            for size in sizes
+        )
+        return q, k, v
+
+    def to_dict(self) -> dict[str, object]:
+        named = {"length": self.length, "heads": self.heads, "kv_heads": self.kv_heads}
+        return {**named, "dim": self.dim, "dtype": str(self.dtype).removeprefix("torch.")}
+
+
+def build_index_ms_call(
+    q: Tensor, k: Tensor, case: Case, impl: str
+) -> Callable[[], tuple[object, object]]:
+    """The work that makes an index with the case's budgets: estimate and selection, all heads."""
+    layout = layout_of(q[:1, :1], k[:1, :1])
+    offsets = tuple(offset_budget(s) for s in case.slashes)
+
+    def build() -> tuple[object, object]:
+        scores = last_query_masses(q, k, layout.first, layout.stop, impl=impl)
+        return (
+            select_columns(scores[0], case.verticals, impl=impl),
+            select_offsets(scores[1], offsets, impl=impl),
+        )
+
+    return build
+
+
+def gate_error(q: Tensor, k: Tensor, v: Tensor, out: Tensor, index: SparseIndex) -> float:
+    """Largest relative error over the rows of three tiles, a head at a time, in float32."""
+    tiles = index.tiles(0)
+    worst = 0.0
+    for tile in {tiles[0], tiles[len(tiles) // 2], tiles[-1]}:
+        a, z = tile * TILE, min((tile + 1) * TILE, index.kv_len)
+        for h in range(q.shape[1]):
+            kv_head = h * k.shape[1] // q.shape[1]
+            mask = index.tile_mask(0, h * index.heads // q.shape[1], tile)[: z - a, :z]
+            scores = q[0, h, a:z].float() @ k[0, kv_head, :z].float().T * q.shape[-1] ** -0.5
+            weights = scores.masked_fill_(~mask, -torch.inf).softmax(dim=-1)
+            expected = weights @ v[0, kv_head, :z].float()
+            error = (out[0, h, a:z].float() - expected).norm() / expected.norm()
+            worst = max(worst, float(error.nan_to_num(torch.inf)))
+    return worst
+
+
+def sparse_record(
+    case: Case, shape: Shape, qkv: tuple[Tensor, Tensor, Tensor], impl: str
+) -> dict[str, object]:
+    """One case by one implementation: the gate, then index, kernel and both."""
+    q, k, v = qkv
+    index = planted_index(case, layout_of(q[:1, :1], k[:1, :1]))
+
+    def kernel() -> Tensor:
+        out = sparse_attention(q, k, v, index, impl=impl)
+        assert isinstance(out, Tensor)
+        return out
+
+    error = gate_error(q, k, v, kernel(), index)
+    record: dict[str, object] = {"op": "sparse_attention", "case": case.name, "impl": impl}
+    record |= {**shape.to_dict(), "gate_error": error, "gate": error <= GATE[shape.dtype]}
+    if not record["gate"]:
+        return record
+    build = build_index_ms_call(q, k, case, impl)
+    times = measure(kernel, q.device)
+    pairs = computed_pairs(index)
+    rows = shape.heads * shape.length
+    record |= times.to_dict()
+    record["keys_per_row"] = round(pairs / rows, 1)
+    record["density"] = pairs / (rows * (shape.length + 1) / 2)
+    record["tflops"] = round(4 * shape.dim * pairs / times.ms_p50 / 1e9, 1)
+    record["index_ms"] = measure(build, q.device).ms_p50
+    record["together_ms"] = measure(lambda: (build(), kernel()), q.device).ms_p50
+    record["peak_extra_bytes"] = peak_extra_bytes(kernel, q.device)
+    record["index_peak_extra_bytes"] = peak_extra_bytes(
+        lambda: (build(), q.new_empty(0))[1], q.device
+    )
+    return record
+
+
+def dense_records(
+    shape: Shape, qkv: tuple[Tensor, Tensor, Tensor], names: tuple[str, ...] | None = None
+) -> Iterator[dict[str, object]]:
+    """Every dense kernel here on the same tensors; one that refuses says why."""
+    pairs = shape.heads * shape.length * (shape.length + 1) / 2
+    for name, attend in dense_kernels(qkv[0].device).items():
+        if names is not None and name not in names:
+            continue
+        record: dict[str, object] = {"op": "dense_attention", "impl": name, **shape.to_dict()}
+        try:
+            times = measure(lambda attend=attend: attend(*qkv), qkv[0].device)
+        except (RuntimeError, ImportError, TypeError) as error:
+            yield record | {"refused": str(error).splitlines()[0][:200]}
+            continue
+        yield (
+            record
+            | times.to_dict()
+            | {"tflops": round(4 * shape.dim * pairs / times.ms_p50 / 1e9, 1)}
+        )
+
+
+def cases_of(name: str, shape: Shape, seeds: tuple[int, ...]) -> Iterator[Case]:
+    """Cases by name: vs1, scattered, or TABLE@LAYER of a published table."""
+    if "@" in name:
+        source, layer = name.rsplit("@", 1)
+        yield table(source, int(layer), shape.length, seeds[0])
+        return
+    makers = {"vs1": vs1, "scattered": scattered}
+    if name not in makers:
+        raise ValueError(f"case must be vs1, scattered or TABLE@LAYER, got {name!r}")
+    for seed in seeds:
+        yield makers[name](shape.length, shape.heads, seed)
+
+
+def run(
+    shapes: list[Shape],
+    cases: list[str],
+    impls: list[str],
+    *,
+    seeds: tuple[int, ...] = SEEDS,
+    dense: tuple[str, ...] | None = None,
+    device: torch.device | None = None,
+) -> Iterator[dict[str, object]]:
+    """Records of every shape: the dense kernels first, then each case by each implementation.
+
+    Args:
+        dense: names of the dense kernels to run; all that are here unless given.
+    """
+    device = device or default_device()
+    for shape in shapes:
+        qkv = shape.tensors(device)
+        yield from dense_records(shape, qkv, dense)
+        for name in cases:
+            for case in cases_of(name, shape, seeds):
+                for impl in impls:
+                    try:
+                        resolve_impl(impl, device, shape.dtype, shape.dim)
+                        yield sparse_record(case, shape, qkv, impl)
+                    except UnsupportedError as error:
+                        yield {"op": "sparse_attention", "impl": impl, "refused": str(error)}
+        del qkv
+        gc.collect()
+
+
+def length_of(text: str) -> int:
+    """Tokens from "131072", "128k" or "1m"."""
+    unit = {"k": 1 << 10, "m": 1 << 20}.get(text[-1].lower(), 1)
+    return int(text[:-1] if unit > 1 else text) * unit
+
+
+def summary(record: dict[str, object]) -> str:
+    """One line for people; without a speed where the gate is red."""
+    name = f"{record.get('length')} {record.get('case', 'dense')} {record['impl']}"
+    if "refused" in record:
+        return f"{name}: refused, {record['refused']}"
+    if record.get("gate") is False:
+        return f"{name}: WRONG, relative error {record['gate_error']:.2e}, not timed"
+    line = f"{name}: {record['ms_p50']} ms, {record['tflops']} TFLOP/s"
+    if "index_ms" in record:
+        line += f", index {record['index_ms']} ms, together {record['together_ms']} ms"
+        line += f", {record['keys_per_row']} keys a row, density {record['density']:.4f}"
+    return line
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the benchmark."""
+    made = argparse.ArgumentParser(prog="minference bench attention", description=__doc__)
+    made.add_argument("--lengths", type=length_of, nargs="+", default=[1 << 17])
+    made.add_argument("--cases", nargs="+", default=["vs1"])
+    made.add_argument("--impls", nargs="+", default=["auto"])
+    made.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    made.add_argument("--dense", nargs="*", default=None, help="dense kernels; all unless given")
+    made.add_argument("--heads", type=int, default=32)
+    made.add_argument("--kv-heads", type=int, default=8)
+    made.add_argument("--dim", type=int, default=128)
+    made.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    made.add_argument("--out", type=Path, default=None, help="JSONL file to append to")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; 1 if any gate was red."""
+    given = parser().parse_args(arguments)
+    sizes = {"heads": given.heads, "kv_heads": given.kv_heads, "dim": given.dim}
+    dtype = getattr(torch, given.dtype)
+    shapes = [Shape(length=length, dtype=dtype, **sizes) for length in given.lengths]
+    recorder = Recorder(given.out)
+    dense = None if given.dense is None else tuple(given.dense)
+    red = False
+    for record in run(shapes, given.cases, given.impls, seeds=tuple(given.seeds), dense=dense):
+        full = recorder.write(record)
+        red |= full.get("gate") is False
+        sys.stdout.write(summary(full) + "\n")
+        sys.stdout.flush()
+    return int(red)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""What the attention benchmark plants: bands, clustered and scattered slashes, columns.
+
+Case VS-1: distances 0..2047, 16 clusters of 253 distances that start anywhere in [2048, N / 2),
+1000 columns anywhere; 32 query heads, each with lines of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from minference.head_patterns import HeadPatterns
+from minference.index import BLOCK, TILE, SparseIndex
+from minference.ops.build import Layout, assemble
+from minference.ops.select.reference import columns_from_positions, lines_to_offsets
+from minference.patterns import VerticalSlash
+from minference.testing import Lines, random_lines
+
+CLUSTER = 253
+SEEDS = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Lines of every head, and the budgets that would estimate as many."""
+
+    name: str
+    lines: tuple[Lines, ...]
+    verticals: tuple[int, ...]
+    slashes: tuple[int, ...]
+
+
+def vs1(length: int, heads: int, seed: int) -> Case:
+    """Case VS-1; below 8K tokens its band is cut to a quarter of the length."""
+    band = min(2048, length // 4)
+    columns = min(1000, length // 4)
+    lines = tuple(
+        random_lines(
+            length, columns=columns, clusters=16, width=CLUSTER, band=band, seed=1000 * seed + h
+        )
+        for h in range(heads)
+    )
+    return Case(f"vs1-seed{seed}", lines, (columns,) * heads, (band + 16 * CLUSTER,) * heads)
+
+
+def scattered(length: int, heads: int, seed: int) -> Case:
+    """As many single slashes as a budget of 6096 buys offsets for when each falls alone."""
+    lines = tuple(
+        random_lines(length, columns=1000, clusters=30, width=1, band=2048, seed=1000 * seed + h)
+        for h in range(heads)
+    )
+    return Case(f"scattered-seed{seed}", lines, (1000,) * heads, (6096,) * heads)
+
+
+def table(name: str, layer: int, length: int, seed: int) -> Case:
+    """The vertical-slash heads of one layer of a published table, a third of the slashes local.
+
+    Raises:
+        ValueError: a layer with heads of another kind.
+    """
+    own = HeadPatterns.from_pretrained(name).patterns[layer]
+    wrong = [type(p).__name__ for p in own if not isinstance(p, VerticalSlash)]
+    if wrong:
+        raise ValueError(
+            f"layer {layer} of {name} must hold vertical-slash heads alone to be planted, got "
+            f"{wrong[0]}; choose another layer"
+        )
+    lines, budgets = [], []
+    for h, pattern in enumerate(own):
+        assert isinstance(pattern, VerticalSlash)
+        budgets.append((pattern.vertical, pattern.slash))
+        band = max(1, pattern.slash // 3)
+        lines.append(
+            random_lines(
+                length,
+                columns=pattern.vertical,
+                clusters=(pattern.slash - band) // CLUSTER,
+                width=CLUSTER,
+                band=band,
+                seed=1000 * seed + h,
+            )
+        )
+    verticals, slashes = zip(*budgets, strict=True)
+    return Case(f"{name.split('/')[-1]}-layer{layer}", tuple(lines), verticals, slashes)
+
+
+def planted_index(case: Case, layout: Layout) -> SparseIndex:
+    """The index that covers exactly the case's lines."""
+    heads, device = len(case.lines), layout.device
+    widest = max(len(own.distances) for own in case.lines)
+    most = max(len(own.columns) for own in case.lines)
+    distances = torch.full((1, heads, widest), -1)
+    columns = torch.full((1, heads, most), -1)
+    for h, own in enumerate(case.lines):
+        distances[0, h, : len(own.distances)] = own.distances
+        columns[0, h, : len(own.columns)] = own.columns
+    return assemble(
+        layout,
+        heads,
+        offsets=lines_to_offsets(distances.to(device), layout.kv_len),
+        columns=columns_from_positions(columns.to(device), layout.kv_len),
+    )
+
+
+def computed_pairs(index: SparseIndex) -> int:
+    """Query-key pairs that the index computes, all heads of batch row 0: whole blocks up to the
+    diagonal, and uncovered columns. For whole prompts of one group; counted on the CPU."""
+    tiles = torch.arange(-(-index.kv_len // TILE))
+    pairs = 0
+    for h in range(index.heads):
+        offsets = index.offsets.row(0, h).cpu().long()
+        far = offsets[offsets >= 1]
+        pairs += int(torch.searchsorted(far, 2 * tiles, right=True).sum()) * TILE * BLOCK
+        pairs += len(tiles) * TILE * (TILE + 1) // 2
+        flags = torch.zeros(2 * len(tiles) + 2, dtype=torch.bool)
+        flags[offsets + 1] = True
+        block = index.columns.row(0, h).cpu().long() // BLOCK
+        for part in tiles.split(512):
+            offset = 2 * part[:, None] - block
+            lone = (offset >= 1) & ~flags[(offset + 1).clamp(min=0)]
+            pairs += int(lone.sum()) * TILE
+    return pairs

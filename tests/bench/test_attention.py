@@ -1,0 +1,54 @@
+"""The attention benchmark on small shapes: records, the gate, counts of pairs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from minference.bench import attention as bench
+from minference.bench.cases import computed_pairs, planted_index, table, vs1
+from minference.testing import layout_of, random_qkv
+
+
+def test_counted_pairs_are_those_of_the_index() -> None:
+    q, k, _ = random_qkv(2, 1, 1024)
+    index = planted_index(vs1(1024, 2, 0), layout_of(q, k))
+    rows = 2 * 1024
+    assert computed_pairs(index) == pytest.approx(index.density() * rows * 1025 / 2, rel=0.05)
+
+
+def test_records_hold_times_and_the_environment(tmp_path: Path) -> None:
+    out = tmp_path / "records.jsonl"
+    options = ["--lengths", "512", "--heads", "2", "--kv-heads", "1", "--dim", "32", "--seeds", "0"]
+    options += ["--impls", "torch", "hopper", "--dtype", "float32", "--out", str(out)]
+    assert bench.main(options) == 0
+    dense, sparse, refused = (json.loads(line) for line in out.read_text().splitlines())
+    assert dense["op"] == "dense_attention"
+    assert dense["ms_p50"] > 0
+    assert sparse["gate"]
+    assert sparse["ms_p20"] <= sparse["ms_p50"] <= sparse["ms_p80"]
+    assert 0 < sparse["density"] <= 1
+    assert sparse["torch"] == torch.__version__
+    assert "refused" in refused
+
+
+def test_a_red_gate_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "sparse_attention", lambda q, *_, **__: torch.zeros_like(q))
+    shape = bench.Shape(length=256, heads=2, kv_heads=1, dim=32, dtype=torch.float32)
+    case = vs1(256, 2, 0)
+    record = bench.sparse_record(case, shape, shape.tensors(torch.device("cpu")), "torch")
+    assert not record["gate"]
+    assert "ms_p50" not in record
+    assert "WRONG" in bench.summary(record)
+
+
+def test_a_table_gives_the_budgets_of_its_heads() -> None:
+    case = table("gradientai/Llama-3-8B-Instruct-262k", 5, 20_000, 0)
+    assert len(case.lines) == 32
+    assert all(len(own.columns) == v for own, v in zip(case.lines, case.verticals, strict=True))
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("4096", 4096), ("128k", 131072), ("1M", 1 << 20)])
+def test_lengths_take_units(text: str, tokens: int) -> None:
+    assert bench.length_of(text) == tokens
