@@ -64,6 +64,8 @@ def build_index_ms_call(
     """The work that makes an index with the case's budgets: estimate and selection, all heads."""
     layout = layout_of(q[:1, :1], k[:1, :1])
     offsets = tuple(offset_budget(s) for s in case.slashes)
+    # both GPU kernels share one index
+    impl = "triton" if impl == "hopper" else impl
 
     def build() -> tuple[object, object]:
         scores = last_query_masses(q, k, layout.first, layout.stop, impl=impl)

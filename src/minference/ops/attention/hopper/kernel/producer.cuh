@@ -58,7 +58,7 @@ struct Producer {
         if (v_kind == NOTHING) return;
         int slot = v_ring.slot;
         barrier_wait(shared_address(&shared.v_empty[slot]), v_ring.parity ^ 1);
-        if (lane == 0)
+        if (elect_one())
             load(maps.v, maps.column_v, shared_address(shared.v[slot]),
                  shared_address(&shared.v_full[slot]), v_kind, v_a, v_b);
         v_ring.advance();
@@ -108,7 +108,7 @@ struct Producer {
         if (mask) write_keys(mask, slot);
         if (lane == 0) shared.flags[slot] = mask | (last ? LAST_STAGE : 0);
         __syncwarp();
-        if (lane == 0)
+        if (elect_one())
             load(maps.k, maps.column_k, shared_address(shared.k[slot]),
                  shared_address(&shared.k_full[slot]), waiting.kind, waiting.a, waiting.b);
         k_ring.advance();
@@ -212,8 +212,9 @@ struct Producer {
         int slot = q_ring.slot;
         u32 bar = shared_address(&shared.q_full[slot]);
         barrier_wait(shared_address(&shared.q_empty[slot]), q_ring.parity ^ 1);
-        if (lane == 0) {
-            shared.item[slot] = {batch, head, tile};
+        if (lane == 0) shared.item[slot] = {batch, head, tile};
+        __syncwarp();
+        if (elect_one()) {
             barrier_expect(bar, STAGE_BYTES);
 #pragma unroll
             for (int c = 0; c < CHUNKS; ++c)

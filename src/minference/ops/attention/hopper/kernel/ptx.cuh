@@ -42,9 +42,16 @@ __device__ __forceinline__ void barrier_wait(u32 bar, u32 parity) {
 #endif
 }
 
-template <int ID, int THREADS>
-__device__ __forceinline__ void named_sync() {
-    asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
+// True in one lane of a converged warp; unlike a test of the lane number it tells the compiler that
+// the branch runs in a single lane, so that TMA operands need no loop over the lanes.
+__device__ __forceinline__ bool elect_one() {
+    u32 chosen;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "elect.sync _|p, 0xFFFFFFFF;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(chosen));
+    return chosen != 0;
 }
 
 __device__ __forceinline__ void named_sync(u32 id, u32 threads) {
@@ -70,10 +77,6 @@ __device__ __forceinline__ void load_2d(u32 to, const TensorMap& map, u32 bar, i
         " [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
         "l"(&map), "r"(bar), "r"(x), "r"(row)
         : "memory");
-}
-
-__device__ __forceinline__ void prefetch_map(const TensorMap& map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
 // Operand in shared memory, 128-byte swizzle, groups of 8 rows of 128 bytes one after another.
