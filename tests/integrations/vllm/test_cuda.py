@@ -1,0 +1,232 @@
+"""The CUDA backend with the classes of vLLM, without a GPU: torch plays the parent kernel."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minference import methods
+from minference.errors import UnsupportedError
+from minference.integrations.vllm.metrics import Recorder
+from minference.integrations.vllm.options import Options
+from minference.integrations.vllm.prefill import Runtime
+
+pytestmark = pytest.mark.vllm
+
+PAGE, HEADS, KV_HEADS, DIM, PAGES = 16, 4, 2, 32, 64
+# (queries, context): a decode, a chunk, a short prompt, a whole prompt, a decode
+BATCH = ((1, 300), (150, 350), (20, 20), (130, 130), (1, 7))
+
+
+class Case:
+    """A batch in pages, its metadata as vLLM's builders make it, and the dense answer."""
+
+    def __init__(self) -> None:
+        from vllm.v1.attention.backends.flash_attn import FlashAttentionMetadata
+
+        starts = [0]
+        for queries, _ in BATCH:
+            starts.append(starts[-1] + queries)
+        lengths = [context for _, context in BATCH]
+        pages = torch.randperm(PAGES - 1) + 1
+        table = torch.zeros(len(BATCH), 32, dtype=torch.int32)
+        for number, length in enumerate(lengths):
+            count = -(-length // PAGE)
+            table[number, :count] = pages[:count]
+            pages = pages[count:]
+        self.cache = torch.randn(PAGES, KV_HEADS, PAGE, 2 * DIM)
+        self.query = torch.randn(starts[-1] + 3, HEADS, DIM)
+        self.metadata = FlashAttentionMetadata(
+            num_actual_tokens=starts[-1],
+            max_query_len=150,
+            query_start_loc=torch.tensor(starts, dtype=torch.int32),
+            max_seq_len=350,
+            seq_lens=torch.tensor(lengths, dtype=torch.int32),
+            block_table=table,
+            slot_mapping=torch.zeros(starts[-1], dtype=torch.int64),
+        )
+        self.common = SimpleNamespace(
+            query_start_loc_cpu=self.metadata.query_start_loc,
+            seq_lens_cpu_upper_bound=self.metadata.seq_lens,
+        )
+        self.dense = torch.zeros_like(self.query)
+        attend(self.query, self.cache, self.metadata, self.dense)
+
+
+def attend(query: Tensor, cache: Tensor, metadata: Any, output: Tensor) -> None:
+    """Dense attention over pages, as FlashAttention reads its arguments."""
+    starts, lengths = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
+    assert metadata.num_actual_tokens == starts[-1]
+    assert metadata.max_query_len == max(b - a for a, b in itertools.pairwise(starts))
+    assert metadata.max_seq_len >= max(lengths)
+    for number, length in enumerate(lengths):
+        own = metadata.block_table[number, : -(-length // PAGE)].long()
+        both = cache[own].transpose(1, 2).flatten(0, 1)[:length]
+        k, v = both.transpose(0, 1).repeat_interleave(HEADS // KV_HEADS, 0).split(DIM, dim=-1)
+        a, z = starts[number], starts[number + 1]
+        mask = torch.ones(z - a, length, dtype=torch.bool).tril(length - (z - a))
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query[a:z].transpose(0, 1), k, v, attn_mask=mask
+        )
+        output[a:z] = out.transpose(0, 1)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Batches that reach the parent's forward, which computes them densely."""
+    from vllm.v1.attention.backends.flash_attn import FlashAttentionImpl
+
+    from minference.integrations.vllm import layers
+
+    seen: list[Any] = []
+
+    def forward(*args: Any) -> Tensor:
+        _, _, query, _, _, cache, metadata, output, *_ = args
+        seen.append(metadata)
+        if metadata is not None:
+            attend(query, cache, metadata, output)
+        return output
+
+    step = SimpleNamespace(no_compile_layers={})
+    monkeypatch.setattr(FlashAttentionImpl, "forward", forward)
+    monkeypatch.setattr(layers, "get_forward_context", lambda: step)
+    monkeypatch.setattr(layers, "get_tensor_model_parallel_rank", lambda: 0)
+    return seen
+
+
+def layer_with(calls: list[Any], method: methods.Method, **stock: Any) -> tuple[Any, Any]:
+    """A layer whose implementation was replaced, and that implementation."""
+    from vllm.v1.attention.backend import AttentionType
+
+    from minference.integrations.vllm import layers
+    from minference.integrations.vllm.cuda import SparseFlashImpl
+
+    values = {
+        "num_heads": HEADS,
+        "num_kv_heads": KV_HEADS,
+        "head_size": DIM,
+        "scale": DIM**-0.5,
+        "sliding_window": (-1, -1),
+        "alibi_slopes": None,
+        "logits_soft_cap": 0,
+        "attn_type": AttentionType.DECODER,
+        "sinks": None,
+    }
+    recorder = Recorder(lambda line: None, publish=False)
+    runtime = Runtime(Options(min_chunk=64), method, 0, False, recorder)
+    impl = SparseFlashImpl.from_stock(SimpleNamespace(**values | stock), runtime)
+    layer = SimpleNamespace(layer_name="model.layers.3.self_attn.attn", impl=impl)
+    layers.get_forward_context().no_compile_layers[layer.layer_name] = layer
+    return layer, impl
+
+
+EVERYTHING = methods.AShape(sink=8, local=1 << 20)
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["plugin", "attached"])
+def test_mixed_batches_are_split_and_put_together(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch, built: bool
+) -> None:
+    from vllm.v1.attention.backends.flash_attn import FlashAttentionMetadataBuilder
+
+    from minference.integrations.vllm.cuda import Builder
+
+    case = Case()
+    if built:
+        monkeypatch.setattr(FlashAttentionMetadataBuilder, "build", lambda *_: case.metadata)
+        case.metadata = Builder.__new__(Builder).build(0, case.common)
+    layer, impl = layer_with(calls, EVERYTHING)
+    output = torch.zeros_like(case.query)
+    impl.forward(layer, case.query, None, None, case.cache, case.metadata, output)
+    torch.testing.assert_close(output, case.dense, atol=2e-5, rtol=2e-5)
+    assert [metadata.seq_lens.tolist() for metadata in calls] == [[300, 20, 7]]
+    assert calls[0].query_start_loc.tolist() == [0, 1, 21, 22]
+    assert impl.runtime.recorder.summary()["tokens"] == 280
+
+
+def test_batches_without_long_rows_reach_the_parent_untouched(calls: list[Any]) -> None:
+    case = Case()
+    for method, stock in (
+        (methods.Dense(), {}),
+        (EVERYTHING, {"sliding_window": (127, 0)}),
+    ):
+        calls.clear()
+        layer, impl = layer_with(calls, method, **stock)
+        output = torch.zeros_like(case.query)
+        impl.forward(layer, case.query, None, None, case.cache, case.metadata, output)
+        assert len(calls) == 1
+        assert calls[0] is case.metadata
+        assert torch.equal(output, case.dense)
+
+
+def test_the_profiling_run_and_other_masks_reach_the_parent(calls: list[Any]) -> None:
+    case = Case()
+    layer, impl = layer_with(calls, EVERYTHING)
+    impl.forward(layer, case.query, None, None, case.cache, None, case.query)
+    case.metadata.causal = False
+    impl.forward(layer, case.query, None, None, case.cache, case.metadata, case.dense)
+    assert calls == [None, case.metadata]
+
+
+def test_alibi_is_refused(calls: list[Any]) -> None:
+    layer, impl = layer_with(calls, EVERYTHING, alibi_slopes=torch.ones(HEADS))
+    with pytest.raises(UnsupportedError, match="ALiBi"):
+        impl.prefill(layer)
+
+
+def test_mixed_batches_are_never_captured_and_prefixes_never_shared() -> None:
+    from vllm.v1.attention.backend import AttentionCGSupport
+
+    from minference.integrations.vllm.cuda import Backend
+
+    builder = Backend.get_builder_cls()
+    support = builder.get_cudagraph_support(None, None)  # type: ignore[arg-type]
+    assert support == AttentionCGSupport.UNIFORM_BATCH
+    assert builder.use_cascade_attention() is False
+    assert Backend.get_name() == "CUSTOM"
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "words"),
+    [
+        ("cache_config", "cache_dtype", "fp8_e4m3", "quantised KV cache"),
+        ("model_config", "use_mla", True, "MLA"),
+        ("parallel_config", "decode_context_parallel_size", 2, "context parallelism"),
+        ("parallel_config", "prefill_context_parallel_size", 2, "context parallelism"),
+    ],
+)
+def test_engines_that_would_be_wrong_are_refused(
+    part: str, name: str, value: object, words: str
+) -> None:
+    from minference.integrations.vllm.launch import refuse
+
+    config = SimpleNamespace(
+        cache_config=SimpleNamespace(cache_dtype="auto"),
+        model_config=SimpleNamespace(use_mla=False),
+        parallel_config=SimpleNamespace(
+            decode_context_parallel_size=1, prefill_context_parallel_size=1
+        ),
+    )
+    refuse(config)  # type: ignore[arg-type]
+    setattr(getattr(config, part), name, value)
+    with pytest.raises(UnsupportedError, match=words):
+        refuse(config)  # type: ignore[arg-type]
+
+
+def test_captured_graphs_cannot_be_attached_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    from minference.integrations.vllm import worker
+
+    monkeypatch.setattr(worker, "current_platform", SimpleNamespace(
+        is_cuda_alike=lambda: True, is_cpu=lambda: True
+    ))  # fmt: skip
+    config = SimpleNamespace(
+        compilation_config=SimpleNamespace(static_forward_context={}),
+        model_config=SimpleNamespace(enforce_eager=False),
+    )
+    with pytest.raises(UnsupportedError, match=r"enforce_eager=True.*or use the plugin"):
+        worker.attach_layers(config, Options())
