@@ -24,7 +24,7 @@ class AttentionLaunch(NamedTuple):
 
 HOPPER = {
     64: AttentionLaunch(128, 128, 3, 8),
-    128: AttentionLaunch(128, 128, 3, 8),
+    128: AttentionLaunch(128, 128, 2, 8),
     256: AttentionLaunch(128, 64, 2, 8),
 }
 AMPERE = {

@@ -192,21 +192,15 @@ def _sparse_attention(
             D, WIDE, TMA, SOFTCAP, PRECISION,
         )  # fmt: skip
     base = first + tile * _TILE
-    # each step's offset is read a step ahead, so that its K and V can be asked for at once
-    ahead = tl.load(steps, mask=n_pairs > 0, other=0)
     for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
         pair = i // SPLIT
-        at_row = base - (ahead + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
-        ahead = tl.load(steps + (i + 1) // SPLIT)
+        at_row = base - (tl.load(steps + pair) + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
         k, v = _keys_values(wide, at_row, D, WIDE, TMA, False)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, pos, pos, False, SOFTCAP, PRECISION
         )
-    last = steps + (n - 1)
-    ahead = tl.load(last, mask=n_singles > 0, other=0)
     for i in tl.range(0, n_singles, num_stages=STAGES):
-        at_row = base - ahead * _BLOCK
-        ahead = tl.load(last - tl.minimum(i + 1, n_singles - 1))
+        at_row = base - tl.load(steps + (n - 1 - i)) * _BLOCK
         k, v = _keys_values(narrow, at_row, D, _BLOCK, TMA, False)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, pos, pos, False, SOFTCAP, PRECISION

@@ -4,6 +4,8 @@ Columns: four counting passes of 8 bits over all heads at once, then a pass that
 that writes, each cut into ranges of places. Offsets are few, so one program serves a head.
 """
 
+from itertools import accumulate
+
 import torch
 import triton
 import triton.language as tl
@@ -172,8 +174,8 @@ def select_columns(
     batch, heads, n = scores.shape
     limits = _limits(budgets, sink, n)
     limit = device_ints(limits, scores.device)
-    ends = limit.long().repeat(batch).cumsum(0)
-    start = ends - limit.repeat(batch)
+    starts = tuple(accumulate(limits * batch, initial=0))[:-1]
+    start = device_ints(starts, scores.device).long()
     shape = (batch, heads, 1)
     values = torch.zeros(max(1, batch * sum(limits)), dtype=torch.int32, device=scores.device)
     count = torch.empty(shape, dtype=torch.int32, device=scores.device)
