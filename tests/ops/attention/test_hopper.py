@@ -194,3 +194,13 @@ def test_kernel_compiles(head_dim: int, tmp_path, monkeypatch: pytest.MonkeyPatc
     assert code[:4] == b"\x7fELF"
     assert [path.read_bytes() for path in (tmp_path / "hopper").iterdir()] == [code]
     assert compile_source("attention.cu", options) == code
+
+
+def test_params_have_the_size_of_their_struct() -> None:
+    from minference.ops.attention.hopper.launch import _params
+
+    q, k = torch.zeros(1, 4, 64, 64), torch.zeros(1, 2, 64, 64)
+    index = random_index(4, 64, 64, ((0, 0),), torch.device("cpu"))
+    params = _params(q, k, index, torch.zeros(1), q, None, 0.125, 0.0)
+    pointers_and_sizes, floats = 3 * 4 + 9 + 9, 2
+    assert len(params) == 8 * pointers_and_sizes + 4 * floats

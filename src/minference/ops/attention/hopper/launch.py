@@ -80,37 +80,54 @@ def sparse_attention(
         return out, lse
     build = build or Build(dim, ELEMENTS[q.dtype], softcap=softcap != 0)
     device = out.device.index
-    index_heads = index.heads
-    tiles = -(-q_len // TILE) + 1
     counter = torch.zeros(1, dtype=torch.int32, device=q.device)
     with torch.cuda.device(device):
         kernel = attention_kernel(build, device)
         columns = _pack_columns(k, v, index)
         maps = [tensor_map(q, TILE), *(tensor_map(x, 64) for x in (k, v, *columns))]
-        lists = [_list_words(x) for x in (index.offsets, index.blocks, index.columns)]
-        tensors = [index.offset_bits, index.group_tiles, index.window, index.sink]
-        tensors += [index.first, index.stop]
-        params = struct.pack(
-            "21Q9q2f",
-            *(word for words in lists for word in words),
-            *(_contiguous(x).data_ptr() for x in tensors),
-            counter.data_ptr(),
-            out.data_ptr(),
-            0 if lse is None else lse.data_ptr(),
-            *index.offset_bits.shape[2:],
-            batch,
-            heads,
-            k.shape[1],
-            index_heads,
-            q_len,
-            k.shape[2],
-            tiles,
-            scale,
-            softcap,
-        )
-        grid = min(_multiprocessors(device), batch * heads * tiles)
+        params = _params(q, k, index, counter, out, lse, scale, softcap)
+        grid = min(_multiprocessors(device), batch * heads * _tiles(q_len))
         _launch(kernel, (grid, 1), THREADS, build.shared_bytes, [*maps, params])
     return out, lse
+
+
+def _tiles(q_len: int) -> int:
+    """Most tiles that a chunk touches: one more when it starts inside a tile."""
+    return -(-q_len // TILE) + 1
+
+
+def _params(
+    q: Tensor,
+    k: Tensor,
+    index: SparseIndex,
+    counter: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    scale: float,
+    softcap: float,
+) -> bytes:
+    """The struct Params of params.cuh, field by field."""
+    lists = [_list_words(x) for x in (index.offsets, index.blocks, index.columns)]
+    tensors = [index.offset_bits, index.group_tiles, index.window, index.sink]
+    tensors += [index.first, index.stop]
+    return struct.pack(
+        "21Q9q2f",
+        *(word for words in lists for word in words),
+        *(_contiguous(x).data_ptr() for x in tensors),
+        counter.data_ptr(),
+        out.data_ptr(),
+        0 if lse is None else lse.data_ptr(),
+        *index.offset_bits.shape[2:],
+        q.shape[0],
+        q.shape[1],
+        k.shape[1],
+        index.heads,
+        q.shape[2],
+        k.shape[2],
+        _tiles(q.shape[2]),
+        scale,
+        softcap,
+    )
 
 
 def _contiguous(x: Tensor) -> Tensor:

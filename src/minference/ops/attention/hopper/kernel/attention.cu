@@ -18,8 +18,10 @@ __device__ __forceinline__ void init_barriers(Shared& shared) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     sparse_attention(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
-                     const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap column_k,
-                     const __grid_constant__ TensorMap column_v, const __grid_constant__ Params p) {
+                     const __grid_constant__ TensorMap v,
+                     const __grid_constant__ TensorMap column_k,
+                     const __grid_constant__ TensorMap column_v,
+                     const __grid_constant__ Params p) {
     extern __shared__ unsigned char memory[];
     // swizzled tiles must start at multiples of 1024
     u32 skip = -shared_address(memory) & 1023;

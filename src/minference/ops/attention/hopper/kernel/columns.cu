@@ -1,9 +1,10 @@
 // Copies the K and V rows of the chosen columns into a table that has a row for each list entry.
 #include "params.cuh"
 
-extern "C" __global__ void pack_columns(const uint4* k, const uint4* v, const __grid_constant__ Pack p) {
-    int list = blockIdx.x;
-    int batch = list / static_cast<int>(p.index_heads), head = list % static_cast<int>(p.index_heads);
+extern "C" __global__ void pack_columns(const uint4* k, const uint4* v,
+                                        const __grid_constant__ Pack p) {
+    int list = blockIdx.x, heads = static_cast<int>(p.index_heads);
+    int batch = list / heads, head = list % heads;
     i64 kv_head = head * p.kv_heads / p.index_heads;
     i64 start = p.columns.start[list * p.columns.groups];
     int count = p.columns.count[list * p.columns.groups];

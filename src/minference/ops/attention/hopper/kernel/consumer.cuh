@@ -113,7 +113,8 @@ struct Consumer {
 #pragma unroll
             for (int r = 0; r < 2; ++r)
                 top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], lanes));
-        bool grown = (top[0] - rows.top[0]) * factor > GROWTH || (top[1] - rows.top[1]) * factor > GROWTH;
+        bool grown = (top[0] - rows.top[0]) * factor > GROWTH ||
+                     (top[1] - rows.top[1]) * factor > GROWTH;
         bool rescale = __any_sync(~0u, grown);
         if (rescale)
 #pragma unroll
@@ -162,7 +163,8 @@ struct Consumer {
         return make_uint4(from(0), from(1), from(2), from(3));
     }
 
-    __device__ __forceinline__ void store(const float (&o)[D / 2], const Rows& rows, const Item& item) {
+    __device__ __forceinline__ void store(const float (&o)[D / 2], const Rows& rows,
+                                          const Item& item) {
         int first = __ldg(p.first + item.batch), queries = static_cast<int>(p.queries);
         int query_start = static_cast<int>(p.keys) - queries - first;
         int stop = __ldg(p.stop + item.batch) - first;

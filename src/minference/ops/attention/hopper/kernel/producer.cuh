@@ -198,7 +198,8 @@ struct Producer {
         n_bits = n_offsets && group < p.bit_groups ? 32 * static_cast<int>(p.bit_words) : 0;
         int spare = -1;
         if (n_offsets)
-            walk_blocks<true>(p.offsets.values + __ldg(p.offsets.start + offsets), n_offsets, spare);
+            walk_blocks<true>(p.offsets.values + __ldg(p.offsets.start + offsets), n_offsets,
+                              spare);
         if (n_blocks)
             walk_blocks<false>(p.blocks.values + __ldg(p.blocks.start + blocks), n_blocks, spare);
         if (spare >= 0) push_blocks(spare, spare & ~3);
@@ -256,7 +257,8 @@ struct Producer {
             if (TILE * tile >= query_start + static_cast<int>(p.queries)) continue;
             load_q(head, TILE * tile - query_start);
             int list_head = static_cast<int>(head * p.index_heads / p.heads);
-            if (tile >= 0 && TILE * tile < __ldg(p.stop + batch) - first) walk(list_head, query_start);
+            bool real = tile >= 0 && TILE * tile < __ldg(p.stop + batch) - first;
+            if (real) walk(list_head, query_start);
             // a tile without keys still passes one stage, masked everywhere
             if (waiting.kind == NOTHING) push_blocks(0, 0);
             flush(true);
