@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--patterns", help="a pattern file, or a model id that has patterns")
+    parser.add_argument("--memory", type=float, default=0.5, help="share of the memory to take")
     args = parser.parse_args()
 
     from vllm import LLM
@@ -44,19 +44,16 @@ def main() -> None:
         enforce_eager=True,
         max_model_len=args.tokens + 1024,
         tensor_parallel_size=args.tp,
+        gpu_memory_utilization=args.memory,
     )
-    tokenizer = llm.get_tokenizer()
-    sample = make_sample(
-        "single", args.tokens, seed=0, measure=lambda text: len(tokenizer.encode(text))
-    )
-    prompt = sample.text(0)
-    print("dense ", *answer(llm, prompt))
-    llm.reset_prefix_cache()
-    settings = {"patterns": args.patterns} if args.patterns else {}
-    with attach_llm(llm, "minference", min_seq_len=4096, **settings) as handle:
-        print("sparse", *answer(llm, prompt))
+    encode = llm.get_tokenizer().encode
+    sample = make_sample("single", args.tokens, 0, measure=lambda text: len(encode(text)))
+    print("dense ", *answer(llm, sample.text(0)))
+    # patterns are meant for some length; shorter prompts get budgets in proportion
+    with attach_llm(llm, "minference", min_seq_len=4096, budget_length=131_072) as handle:
+        print("sparse", *answer(llm, sample.text(0)))
         print("density", [worker["density"] for worker in handle.stats()])
-    print("right answer:", sample.questions[0].answer)
+    print("right  ", sample.questions[0].answer)
 
 
 if __name__ == "__main__":
