@@ -82,14 +82,12 @@ def test_softcap_shared_lists_and_strides(device: torch.device) -> None:
     check(q.float(), k.float(), v.float(), index, softcap=5.0)
 
 
-@pytest.mark.parametrize("launch", [(128, 64, 2, 4), (64, 128, 3, 4), (32, 64, 1, 4)])
+@pytest.mark.parametrize("launch", [(128, 64, 2, 4), (64, 128, 3, 4)])
 @pytest.mark.parametrize("tma", [False, True])
 def test_every_launch_gives_the_same(launch: tuple, *, tma: bool, device: torch.device) -> None:
     if tma and device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
         pytest.skip("TMA needs a device of compute capability 9.0")
-    if launch[0] < 64 and device.type == "cuda":
-        pytest.skip("tensor-core tiles have 64 rows or more")
-    q, k, v = random_qkv(5, 1, 260, dim=64, dtype=torch.float16, device=device)
+    q, k, v = random_qkv(5, 1, 150, dim=64, dtype=torch.float16, device=device)
     check(q, k, v, mixed_index(layout_of(q, k), 5), launch=AttentionLaunch(*launch), tma=tma)
 
 
