@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
+VLLM_CUDA := $(VLLM)/vllm-0.26.0
 PYTEST_ARGS ?= -n 2
 CHECKED := minference.ops,minference.index,minference.functional
 
@@ -13,11 +14,12 @@ CHECKED := minference.ops,minference.index,minference.functional
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-vllm shapes lint format types check docs docs-serve clean
+.PHONY: help venv test test-vllm test-vllm-cuda shapes lint format types check docs docs-serve clean
 
 help:
 	@echo 'make test   all tests that this machine can run'
 	@echo 'make test-vllm the tests that run vLLM on the CPU, in an environment of their own (3.5 GB)'
+	@echo 'make test-vllm-cuda  the CUDA backend with the classes of vLLM 0.26, without a GPU (300 MB)'
 	@echo 'make shapes the core tests again, every annotated shape checked at run time'
 	@echo 'make check  lint, format check, types, shapes, then make test'
 	@echo 'make format rewrite the sources to the format that make check wants'
@@ -47,6 +49,17 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 # vllm's own imports warn, and that is none of our errors
 test-vllm: $(VLLM_READY)
 	$(VLLM)/bin/python -m pytest -q -W ignore -m vllm --timeout 400 tests/integrations/vllm
+
+# the python files of the GPU wheel, over the CPU wheel's environment: its kernels need a GPU, the
+# classes that batches are split by do not
+$(VLLM_CUDA): $(VLLM_READY)
+	$(VLLM)/bin/python -m pip download -q --no-deps --only-binary :all: -d $(VLLM)/wheels vllm==0.26.0
+	$(VLLM)/bin/python -c "import zipfile, glob; w = zipfile.ZipFile(glob.glob('$(VLLM)/wheels/*')[0]); \
+	  w.extractall('$@', [n for n in w.namelist() if n.endswith('.py')])"
+	rm -r $(VLLM)/wheels
+
+test-vllm-cuda: $(VLLM_CUDA)
+	PYTHONPATH=$(VLLM_CUDA) $(VLLM)/bin/python -m pytest -q -W ignore tests/integrations/vllm/test_cuda.py
 
 # calls that are wrong on purpose (test_bad_...) would meet the checker before our own errors
 shapes: $(READY)

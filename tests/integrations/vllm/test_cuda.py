@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from minference.integrations.vllm.prefill import Runtime
 pytestmark = pytest.mark.vllm
 
 PAGE, HEADS, KV_HEADS, DIM, PAGES = 16, 4, 2, 32, 64
+CASCADE = ("cu_prefix_query_lens", "prefix_kv_lens", "suffix_kv_lens")
 # (queries, context): a decode, a chunk, a short prompt, a whole prompt, a decode
 BATCH = ((1, 300), (150, 350), (20, 20), (130, 130), (1, 7))
 
@@ -27,6 +29,7 @@ class Case:
     """A batch in pages, its metadata as vLLM's builders make it, and the dense answer."""
 
     def __init__(self) -> None:
+        from vllm.v1.attention.backend import CommonAttentionMetadata
         from vllm.v1.attention.backends.flash_attn import FlashAttentionMetadata
 
         starts = [0]
@@ -41,7 +44,13 @@ class Case:
             pages = pages[count:]
         self.cache = torch.randn(PAGES, KV_HEADS, PAGE, 2 * DIM)
         self.query = torch.randn(starts[-1] + 3, HEADS, DIM)
+        # fields of cascade attention, which vLLM 0.26 has and 0.32 has not
+        names = {field.name for field in dataclasses.fields(FlashAttentionMetadata)}
+        older = dict.fromkeys(names & set(CASCADE)) | (
+            {"use_cascade": False, "common_prefix_len": 0} if "use_cascade" in names else {}
+        )
         self.metadata = FlashAttentionMetadata(
+            **older,
             num_actual_tokens=starts[-1],
             max_query_len=150,
             query_start_loc=torch.tensor(starts, dtype=torch.int32),
@@ -50,9 +59,17 @@ class Case:
             block_table=table,
             slot_mapping=torch.zeros(starts[-1], dtype=torch.int64),
         )
-        self.common = SimpleNamespace(
+        self.common = CommonAttentionMetadata(
+            query_start_loc=self.metadata.query_start_loc,
             query_start_loc_cpu=self.metadata.query_start_loc,
+            seq_lens=self.metadata.seq_lens,
             seq_lens_cpu_upper_bound=self.metadata.seq_lens,
+            num_reqs=len(BATCH),
+            num_actual_tokens=starts[-1],
+            max_query_len=150,
+            max_seq_len=350,
+            block_table_tensor=table,
+            slot_mapping=self.metadata.slot_mapping,
         )
         self.dense = torch.zeros_like(self.query)
         attend(self.query, self.cache, self.metadata, self.dense)
@@ -125,21 +142,35 @@ def layer_with(calls: list[Any], method: methods.Method, **stock: Any) -> tuple[
     return layer, impl
 
 
+def builder() -> Any:  # what its constructor would take from a GPU's engine
+    """A metadata builder without full graphs, ahead-of-time schedules or context parallelism."""
+    from minference.integrations.vllm.cuda import Builder
+
+    made = Builder.__new__(Builder)
+    made.__dict__ |= {
+        "aot_schedule": False,
+        "aot_sliding_window": (-1, -1),
+        "use_full_cuda_graph": False,
+        "max_cudagraph_size": None,
+        "max_num_splits": 0,
+        "dcp_world_size": 1,
+        "rswa_window": None,
+        "mm_prefix_query_ranges_np": None,
+        "cache_config": SimpleNamespace(cache_dtype="auto"),
+        "kv_cache_dtype": torch.float32,
+        "kv_cache_spec": SimpleNamespace(sliding_window=None),
+    }
+    return made
+
+
 EVERYTHING = methods.AShape(sink=8, local=1 << 20)
 
 
 @pytest.mark.parametrize("built", [True, False], ids=["plugin", "attached"])
-def test_mixed_batches_are_split_and_put_together(
-    calls: list[Any], monkeypatch: pytest.MonkeyPatch, built: bool
-) -> None:
-    from vllm.v1.attention.backends.flash_attn import FlashAttentionMetadataBuilder
-
-    from minference.integrations.vllm.cuda import Builder
-
+def test_mixed_batches_are_split_and_put_together(calls: list[Any], built: bool) -> None:
     case = Case()
     if built:
-        monkeypatch.setattr(FlashAttentionMetadataBuilder, "build", lambda *_: case.metadata)
-        case.metadata = Builder.__new__(Builder).build(0, case.common)
+        case.metadata = builder().build(0, case.common)
     layer, impl = layer_with(calls, EVERYTHING)
     output = torch.zeros_like(case.query)
     impl.forward(layer, case.query, None, None, case.cache, case.metadata, output)

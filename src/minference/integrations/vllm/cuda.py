@@ -194,5 +194,6 @@ def sub_batch(metadata: FlashAttentionMetadata, rows: tuple[Row, ...]) -> FlashA
 
 
 def _plain(metadata: FlashAttentionMetadata) -> bool:
-    special = ("mm_prefix_query_range_tensor", "rswa_prefix_lens")
+    # the second is the first's name up to vLLM 0.26
+    special = ("mm_prefix_query_range_tensor", "mm_prefix_range_tensor", "rswa_prefix_lens")
     return metadata.causal is True and all(getattr(metadata, x, None) is None for x in special)
