@@ -96,12 +96,17 @@ def test_mixed_dense_and_sparse_heads_and_undo(
 
 
 def test_the_users_call(llm: LLM, prompts: list[str], stock: list[list[int]]) -> None:
-    minference = pytest.importorskip("minference.integrations.transformers", reason="no facade")
-    served = minference.MInference("vllm", llm.model_config.model)(llm)
+    pytest.importorskip("minference.integrations.transformers", reason="the facade is not there")
+    from minference import MInference
+
+    served = MInference("vllm", llm.model_config.model, min_seq_len=1024)(llm)
+    assert served is llm
+    # the default budgets cover prompts of this length, so nothing may change
     assert [ids for ids, _ in greedy(served, prompts)] == stock
     assert implementations(llm) == {"SparseCPUImpl"}
-    llm.collective_rpc("minference_detach")
-    llm.reset_prefix_cache()
+    assert served.minference.stats()[0]["density"] == 1.0
+    served.minference.detach()
+    assert implementations(llm) == {"CPUAttentionBackendImpl"}
 
 
 def test_needles_at_16k(llm: LLM, caplog: pytest.LogCaptureFixture) -> None:
