@@ -1,0 +1,18 @@
+"""transformers: sparse prefill through its attention interface.
+
+Importing this package registers `attn_implementation="minference"`, which then works by name.
+"""
+
+from minference.integrations.transformers.attach import Handle, attach
+from minference.integrations.transformers.memory import Memory, check_memory, estimate_memory
+from minference.integrations.transformers.patch import MInference, attn_types
+
+__all__ = [
+    "Handle",
+    "MInference",
+    "Memory",
+    "attach",
+    "attn_types",
+    "check_memory",
+    "estimate_memory",
+]

@@ -1,0 +1,47 @@
+"""What this integration knows of transformers' inside, for 5.5 to 5.x; nothing else imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_FIELD = "_attn_implementation_internal"
+
+
+def register(name: str, attention: Callable[..., Any], mask: Callable[..., Any]) -> None:
+    """Puts both functions under one name; without the second the host drops padding silently."""
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, mask)
+
+
+def implementation(config: PreTrainedConfig) -> str | None:
+    """Name of the attention that models of this config object call."""
+    return getattr(config, _FIELD, None)
+
+
+def set_implementation(config: PreTrainedConfig, name: str | None) -> None:
+    """Changes the attention of this config object alone, not of its sub-configs."""
+    setattr(config, _FIELD, name)
+
+
+def reaches_interface(model: PreTrainedModel) -> bool:
+    """Whether the model's code looks its attention up in the interface."""
+    return bool(model._can_set_attn_implementation())
+
+
+def is_causal_mask(function: object) -> bool:
+    """Whether a mask function means plain causal: no window, packing or overlay."""
+    return function is causal_mask_function
+
+
+def written_mask(**arguments: Any) -> Tensor | None:  # noqa: ANN401
+    """The mask of the host's SDPA path, [B, 1, L, N] bool, never left out."""
+    arguments["allow_is_causal_skip"] = False
+    return sdpa_mask(**arguments)

@@ -1,0 +1,178 @@
+"""`attach`: sparse prefill for one model, as a handle and context manager with a complete undo."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import nn
+
+from minference.errors import UnsupportedError
+from minference.head_patterns import HeadPatterns
+from minference.integrations.transformers import _compat, state
+from minference.integrations.transformers.attention import NAME
+from minference.integrations.transformers.chunks import chunk_token_wise
+from minference.log import warn_once
+from minference.methods import MInference, get_method
+from minference.methods.base import Method
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+REMEDY = (
+    "use the model's native transformers class (without trust_remote_code; for GLM-4 the '-hf' "
+    "conversion, such as zai-org/glm-4-9b-chat-1m-hf)"
+)
+
+
+class Handle:
+    """An attached model; leaving the context or `detach` puts everything back."""
+
+    def __init__(
+        self, model: PreTrainedModel, own: state.State, *, chunk_tokens: int | None = None
+    ) -> None:
+        self._state = own
+        self._config = model.config.get_text_config(decoder=True)
+        self._before = _compat.implementation(self._config)
+        if self._before == NAME:
+            raise ValueError("the model is attached already; detach the other handle first")
+        state.put(self._config, own)
+        _compat.set_implementation(self._config, NAME)
+        self._undo = [] if chunk_tokens is None else chunk_token_wise(model, chunk_tokens)
+        self._check = model.register_forward_hook(self._after_forward)
+
+    @property
+    def method(self) -> Method:
+        """What builds the indices."""
+        return self._state.method
+
+    @property
+    def records(self) -> list[dict[str, float]]:
+        """Layer and density of each layer of the last sparse prefill, 1.0 for dense layers.
+
+        Counted when read, from the indices that `record=True` keeps.
+        """
+        return [
+            {"layer": layer, "density": 1.0 if index is None else index.density()}
+            for layer, index in self._state.indices
+        ]
+
+    @property
+    def indices(self) -> list[tuple[int, Any]]:
+        """(layer, index) of the last sparse prefill, index None for dense layers."""
+        return list(self._state.indices)
+
+    def detach(self) -> None:
+        """Puts the model back as it was. A second call does nothing."""
+        if state.holds(self._config, self._state):
+            state.drop(self._config)
+            _compat.set_implementation(self._config, self._before)
+        self._check.remove()
+        for undo in self._undo:
+            undo()
+        self._undo = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def _after_forward(self, model: nn.Module, args: object, output: object) -> None:
+        self._check.remove()
+        if not self._state.calls:
+            self.detach()
+            raise UnsupportedError(
+                f"{type(model).__name__} never called the attention interface, so it was not "
+                f"served; {REMEDY}"
+            )
+
+
+def attach(
+    model: PreTrainedModel,
+    method: Method | str | None = None,
+    *,
+    starting_layer: int = 0,
+    min_seq_len: int | None = None,
+    impl: str = "auto",
+    record: bool = False,
+    chunk_tokens: int | None = None,
+) -> Handle:
+    """Prefills long prompts of a transformers model sparsely; everything else stays dense.
+
+    Args:
+        model: a causal language model, loaded.
+        method: a method, or the name of one; MInference with the published patterns of this
+            architecture and shape, else the default ones, unless given.
+        starting_layer: layers below it are dense.
+        min_seq_len: shortest context to serve sparsely, in tokens; the method's unless given.
+        impl: implementation of the operations, as in `sparse_attention`.
+        record: keep the indices of the last prefill for `Handle.records`.
+        chunk_tokens: run MLPs over that many tokens at a time, which bounds their memory.
+
+    Raises:
+        ValueError: patterns of another shape, a bad number, or a model that is attached already.
+        UnsupportedError: a model without causal attention or outside the attention interface.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedError(
+            f"{type(model).__name__} is an encoder-decoder; sparse prefill serves decoder-only "
+            "causal models"
+        )
+    if not _compat.reaches_interface(model):
+        raise UnsupportedError(
+            f"{type(model).__name__} does not look its attention up in transformers' "
+            f"AttentionInterface; {REMEDY}"
+        )
+    for name, value in (("starting_layer", starting_layer), ("min_seq_len", min_seq_len or 0)):
+        if value < 0:
+            raise ValueError(f"{name} must be at least 0, got {value}")
+    own = state.State(
+        method=_method(model, method),
+        starting_layer=starting_layer,
+        min_seq_len=min_seq_len,
+        impl=impl,
+        record=record,
+    )
+    return Handle(model, own, chunk_tokens=chunk_tokens)
+
+
+def _method(model: PreTrainedModel, given: Method | str | None) -> Method:
+    config = model.config.get_text_config(decoder=True)
+    if isinstance(given, str):
+        cls = get_method(given)
+        fields = getattr(cls, "__dataclass_fields__", {})
+        options: dict[str, Any] = {"patterns": fitting(config)} if "patterns" in fields else {}
+        given = cls(**options)
+    method = MInference(patterns=fitting(config)) if given is None else given
+    patterns = getattr(method, "patterns", None)
+    if isinstance(patterns, HeadPatterns):
+        check_shape(patterns, config)
+    return method
+
+
+def check_shape(patterns: HeadPatterns, config: Any) -> None:  # noqa: ANN401
+    """Raises ValueError unless the patterns fit the model of this config."""
+    shape = (config.num_hidden_layers, config.num_attention_heads)
+    if patterns.shape != shape:
+        raise ValueError(
+            f"patterns must have the model's {shape[0]} layers and {shape[1]} heads, got "
+            f"{patterns.shape[0]} and {patterns.shape[1]}; search this model with "
+            "`minference search`, or pass default_patterns(layers, heads)"
+        )
+
+
+def fitting(config: Any) -> HeadPatterns:  # noqa: ANN401
+    """The published patterns of this architecture and shape, else the default with a warning."""
+    patterns = state.patterns_for(config)
+    if patterns.provenance.model is None:
+        warn_once(
+            f"no searched patterns for this {config.model_type} of {config.num_hidden_layers} "
+            "layers: every head gets the default pattern; `minference search MODEL` finds better"
+        )
+    return patterns

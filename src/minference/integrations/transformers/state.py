@@ -1,0 +1,101 @@
+"""What an attached model carries: its method, options and records, found by its config object."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from minference import env
+from minference.head_patterns import HeadPatterns
+from minference.log import info_once
+from minference.methods import MInference
+from minference.methods.base import Method
+from minference.methods.thresholds import min_seq_len
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from minference.index import SparseIndex
+
+
+@dataclass
+class State:
+    """One model's sparse attention.
+
+    Attributes:
+        method: what builds the indices.
+        starting_layer: layers below it are dense.
+        min_seq_len: context length from which prompts are served sparsely; None asks `method`.
+        impl: implementation of the operations.
+        record: whether to keep the indices of the last prefill.
+        calls: attention calls so far, dense ones included.
+        packed: whether the forward under way holds several sequences in a row.
+        indices: (layer, index) of the last prefill, None for a dense layer.
+    """
+
+    method: Method
+    starting_layer: int = 0
+    min_seq_len: int | None = None
+    impl: str = "auto"
+    record: bool = False
+    calls: int = 0
+    packed: bool = False
+    indices: list[tuple[int, SparseIndex | None]] = field(default_factory=list)
+
+    def sparse(self, q_len: int, kv_len: int, device_type: str) -> bool:
+        """Whether a call of these lengths is a long prefill."""
+        least = self.min_seq_len
+        least = min_seq_len(self.method, device_type) if least is None else least
+        return q_len > 1 and kv_len >= least and 2 * q_len >= min(least, 256) and not env.disabled()
+
+    def note(self, layer: int, index: SparseIndex | None) -> None:
+        """Keeps the index of a layer; the first layer of a prefill drops those of the last."""
+        if not self.record:
+            return
+        if self.indices and layer <= self.indices[-1][0]:
+            self.indices.clear()
+        self.indices.append((layer, index))
+
+
+_STATES: dict[int, tuple[weakref.ref[PreTrainedConfig], State]] = {}
+
+
+def find(config: PreTrainedConfig) -> State:
+    """The state of a config object; by name alone a model gets its table or default patterns."""
+    held = _STATES.get(id(config))
+    if held is not None and held[0]() is config:
+        return held[1]
+    state = State(MInference(patterns=patterns_for(config)))
+    info_once(f"attn_implementation='minference': {config.model_type} with its default patterns")
+    put(config, state)
+    return state
+
+
+def put(config: PreTrainedConfig, state: State) -> None:
+    """Gives a config object its state, until `drop` or the end of the object."""
+    key = id(config)
+    _STATES[key] = weakref.ref(config, lambda _: _STATES.pop(key, None)), state
+
+
+def drop(config: PreTrainedConfig) -> None:
+    """Forgets the state of a config object."""
+    _STATES.pop(id(config), None)
+
+
+def attached() -> int:
+    """Number of config objects that hold a state."""
+    return len(_STATES)
+
+
+def patterns_for(config: PreTrainedConfig) -> HeadPatterns:
+    """The published table for this architecture and shape, else the default patterns."""
+    return HeadPatterns.for_shape(
+        config.num_hidden_layers, config.num_attention_heads, config.model_type
+    )
+
+
+def holds(config: PreTrainedConfig, state: State) -> bool:
+    """Whether this state is the one that the config object carries."""
+    held = _STATES.get(id(config))
+    return held is not None and held[1] is state

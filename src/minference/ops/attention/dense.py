@@ -1,0 +1,149 @@
+"""Dense attention with everything that models ask for: the best fused kernel where one fits,
+else blocks of rows in float32. Causal at the bottom right: the last query sits at the last key."""
+
+import importlib.util
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+ROWS = 1024
+"""Rows of a block where a mask must be written out: ROWS x keys, never keys x keys."""
+
+
+def dense_attention(
+    q: Float[Tensor, "B H L D"],
+    k: Float[Tensor, "B Hkv N D"],
+    v: Float[Tensor, "B Hkv N E"],
+    *,
+    keep: Bool[Tensor, "B N"] | None = None,
+    mask: Bool[Tensor, "B h L N"] | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    sinks: Float[Tensor, " H"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H L E"]:
+    """Attention to every key that a mask allows.
+
+    Args:
+        q: queries.
+        k: keys, never repeated for a fused kernel that serves groups.
+        v: values.
+        keep: which keys are real, under the causal mask; every one unless given.
+        mask: which keys each query sees, in place of `keep` and the causal mask.
+        scale: factor of the scores; D ** -0.5 unless given.
+        softcap: scores become softcap * tanh(score / softcap); 0 turns it off.
+        sinks: a logit a head that takes part in the softmax without a value.
+        dropout: probability of dropping a weight.
+
+    Returns:
+        [B, H, L, E] in q's dtype; a row that sees no key is 0.
+    """
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    plain = not softcap and sinks is None and keep is None and mask is None
+    if plain and q.shape[2] in (1, k.shape[2]):
+        return _fused(q, k, v, factor, causal=q.shape[2] > 1, dropout=dropout)
+    out = []
+    for begin in range(0, q.shape[2], ROWS):
+        rows = slice(begin, min(begin + ROWS, q.shape[2]))
+        stop = k.shape[2] if mask is not None else k.shape[2] - q.shape[2] + rows.stop
+        own = _rows_mask(q, k, keep, mask, rows, stop)
+        block = (q[:, :, rows], k[:, :, :stop], v[:, :, :stop])
+        if softcap or sinks is not None:
+            out.append(_exact(*block, own, factor, softcap, sinks, dropout))
+        else:
+            out.append(_masked(*block, own, factor, dropout))
+    return torch.cat(out, dim=2) if len(out) > 1 else out[0]
+
+
+def _rows_mask(
+    q: Tensor, k: Tensor, keep: Tensor | None, mask: Tensor | None, rows: slice, stop: int
+) -> Tensor:
+    if mask is not None:
+        return mask[:, :, rows, :stop]
+    places = torch.arange(stop, device=q.device)
+    seen = places <= (places[-1] - (rows.stop - rows.start) + 1) + torch.arange(
+        rows.stop - rows.start, device=q.device
+    ).unsqueeze(1)
+    return seen[None, None] if keep is None else seen & keep[:, None, None, :stop]
+
+
+def _groups(q: Tensor, x: Tensor) -> Tensor:
+    return x if x.shape[1] == q.shape[1] else x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
+    out = scaled_dot_product_attention(
+        q, _groups(q, k), _groups(q, v), attn_mask=mask, scale=scale, dropout_p=dropout
+    )
+    return out.masked_fill(~mask.any(dim=-1, keepdim=True), 0)
+
+
+def _exact(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scale: float,
+    softcap: float,
+    sinks: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    scores = (q.float() * scale) @ _groups(q, k).float().transpose(-1, -2)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        sink = sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sink], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : k.shape[2]].nan_to_num(0.0)
+    weights = torch.nn.functional.dropout(weights, dropout) if dropout else weights
+    return (weights @ _groups(q, v).float()).to(q.dtype)
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool, dropout: float
+) -> Tensor:
+    if _flash3_serves(q, k, v) and not dropout:
+        from flash_attn_interface import flash_attn_func
+
+        out = flash_attn_func(
+            *(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, causal=causal
+        )
+        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+    with _backends(q):
+        return scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            is_causal=causal,
+            scale=scale,
+            dropout_p=dropout,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+
+
+def _flash3_serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return (
+        q.is_cuda
+        and not any(x.requires_grad for x in (q, k, v))
+        and q.dtype in (torch.float16, torch.bfloat16)
+        and q.shape[-1] == v.shape[-1] <= 256
+        and torch.cuda.get_device_capability(q.device) == (9, 0)
+        and importlib.util.find_spec("flash_attn_interface") is not None
+    )
+
+
+def _backends(q: Tensor) -> AbstractContextManager[object]:
+    if not q.is_cuda or q.dtype == torch.float32 or q.shape[2] == 1:
+        return nullcontext()
+    order = [
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ]
+    return sdpa_kernel(order, set_priority=True)

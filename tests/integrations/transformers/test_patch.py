@@ -1,0 +1,67 @@
+"""The published call: `MInference(attn_type, model_name)(model)`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from minference import MInference, UnsupportedError
+from minference.head_patterns import default_patterns
+from minference.methods import AShape
+from minference.testing import tiny_model
+
+NAME = "Qwen/Qwen2.5-7B-Instruct-1M"
+
+
+def test_an_unfitting_name_gets_default_patterns_and_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import minference.log
+
+    minference.log.forget_messages()
+    model = tiny_model("llama")
+    with caplog.at_level(logging.WARNING, "minference"):
+        patched = MInference("minference", NAME)(model)
+    assert patched is model
+    assert "minference search" in caplog.text
+    assert model.minference.method.patterns.shape == (4, 4)
+    model.minference.detach()
+
+
+def test_options_reach_the_method() -> None:
+    model = MInference("a_shape", attn_kwargs={"sink": 64}, local=256).patch_model(tiny_model())
+    assert model.minference.method == AShape(sink=64, local=256)
+    model.minference.detach()
+
+
+def test_a_config_path_must_fit(tmp_path: Path) -> None:
+    path = default_patterns(4, 8).save(tmp_path / "patterns.json")
+    with pytest.raises(ValueError, match="layers and 4 heads"):
+        MInference("minference", NAME, config_path=str(path))(tiny_model())
+    path = default_patterns(4, 4).save(tmp_path / "patterns.json")
+    model = MInference("minference", NAME, config_path=str(path))(tiny_model())
+    model.minference.detach()
+
+
+def test_what_others_do_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedError, match="kvpress"):
+        MInference(kv_type="snapkv")
+    with pytest.raises(UnsupportedError, match="minference search"):
+        MInference(is_search=True)
+    with pytest.raises(ValueError, match="did you mean 'minference'"):
+        MInference("minferense")
+
+
+def test_kv_cache_cpu_is_the_offloaded_cache() -> None:
+    model = MInference("dense", kv_cache_cpu=True)(tiny_model())
+    assert model.generation_config.cache_implementation == "offloaded"
+
+
+def test_plain_types_leave_the_model_alone() -> None:
+    model = tiny_model()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, MInference("hf")(model)(ids).logits)
