@@ -1,0 +1,138 @@
+"""What an evaluation asks: tasks at lengths, the same questions for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from minference.errors import unknown_name
+from minference.eval.tasks import ONE_QUESTION, TASKS, Placement, Sample, Split, make_sample
+from minference.eval.tasks.draft import Measure
+
+SPREAD_QUESTIONS = 12
+GROUPS: dict[str, tuple[str, ...]] = {
+    "niah": ("niah",),
+    "retrieval": ("single", "multikey", "needle_lines", "key_value", "multivalue"),
+    "infinitebench": ("passkey", "number_string", "key_value"),
+    "ruler_forms": (
+        "single_noise",
+        "single",
+        "single_uuid",
+        "multikey",
+        "needle_lines",
+        "uuid_lines",
+        "multivalue",
+        "variable_tracking",
+        "common_words",
+        "frequent_words",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A task at a length: `prompts` different prompts with `questions` questions each.
+
+    `depths` above 0 places the single needle of prompt i at depth (i % depths) / (depths - 1).
+    """
+
+    task: str
+    length: int
+    placement: Placement
+    split: Split
+    prompts: int
+    questions: int
+    depths: int = 0
+
+    @property
+    def source(self) -> str:
+        """The generator's name; `niah` is a single needle at given depths."""
+        return "single" if self.task == "niah" else self.task
+
+    def order(self, seed: int) -> tuple[object, ...]:
+        """Arguments of `draw` for one prompt."""
+        depth = None
+        if self.depths:
+            depth = (seed % self.depths) / max(self.depths - 1, 1)
+        return self.source, self.length, seed, self.split, self.questions, self.placement, depth
+
+
+def draw(order: tuple[object, ...], measure: Measure = len) -> Sample:
+    """One prompt with its questions; top-level, so that other processes can run it."""
+    task, length, seed, split, questions, placement, depth = order
+    return make_sample(
+        task,  # type: ignore[arg-type]
+        length,  # type: ignore[arg-type]
+        seed,  # type: ignore[arg-type]
+        split,  # type: ignore[arg-type]
+        num_questions=questions,  # type: ignore[arg-type]
+        placement=placement,  # type: ignore[arg-type]
+        depth=depth,  # type: ignore[arg-type]
+        measure=measure,
+    )
+
+
+def valid_tasks() -> list[str]:
+    """Every name that `resolve_tasks` takes."""
+    return sorted({*GROUPS, *TASKS})
+
+
+def resolve_tasks(names: Iterable[str]) -> list[str]:
+    """Task names with groups spelt out, each once, in the order given.
+
+    Raises:
+        ValueError: an unknown name; the message lists the valid ones.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        if name in GROUPS:
+            found |= dict.fromkeys(GROUPS[name])
+        elif name in TASKS:
+            found[name] = None
+        else:
+            raise unknown_name("task", name, valid_tasks())
+    if not found:
+        raise ValueError(f"no task given; valid names are {', '.join(valid_tasks())}")
+    return list(found)
+
+
+def make_cells(
+    tasks: Iterable[str],
+    lengths: Iterable[int],
+    *,
+    samples: int,
+    placement: Placement = "end",
+    split: Split = "heldout",
+    questions: int | None = None,
+    depths: int = 5,
+) -> Iterator[Cell]:
+    """The cells of the generated tasks, shortest lengths first; a sample is a question.
+
+    Args:
+        tasks: resolved names.
+        lengths: prompt lengths in tokens.
+        samples: questions a cell.
+        placement: "end" or "spread".
+        split: "dev" to tune on, "heldout" to report.
+        questions: questions a prompt; 1 at the end and 12 spread if None.
+        depths: depths of the needle task `niah`.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+    if samples < 1 or (questions is not None and questions < 1):
+        raise ValueError(f"samples and questions must be at least 1, got {samples}, {questions}")
+    each = questions or (SPREAD_QUESTIONS if placement == "spread" else 1)
+    for length in sorted(set(lengths)):
+        for task in tasks:
+            one = task in ONE_QUESTION or task == "niah"
+            count = 1 if one else min(each, samples)
+            yield Cell(
+                task,
+                length,
+                "end" if one else placement,
+                split,
+                prompts=-(-samples // count),
+                questions=count,
+                depths=min(depths, samples) if task == "niah" else 0,
+            )

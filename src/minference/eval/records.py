@@ -1,0 +1,111 @@
+"""Results as lines of JSON that outlive a kill: appended whole, read back with care."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minference.log import get_logger
+
+FILE_NAME = "samples.jsonl"
+_KEY = ("task", "length", "placement", "split", "seed", "questions", "index", "method")
+Record = dict[str, Any]
+
+
+def key_of(record: Record) -> tuple[Any, ...]:
+    """What identifies a result; two results with the same key answer the same question."""
+    return tuple(record.get(name) for name in _KEY)
+
+
+@dataclass
+class Records:
+    """The results of one folder.
+
+    Attributes:
+        path: the JSONL file.
+        lines: every record read or appended, in order.
+        broken: (line number, why) of lines that could not be read.
+    """
+
+    path: Path
+    lines: list[Record] = field(default_factory=list)
+    broken: list[tuple[int, str]] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, folder: Path) -> Records:
+        """Reads a folder's results for more to be appended.
+
+        A last line that a kill cut off is moved to `samples.jsonl.broken`, so that what follows
+        starts on a line of its own; other unreadable lines stay where they are. Both are logged,
+        and what they held is asked again.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / FILE_NAME
+        records = cls.read(path) if path.exists() else cls(path)
+        if path.exists():
+            _set_tail_aside(path)
+        return records
+
+    @classmethod
+    def read(cls, path: Path) -> Records:
+        """Reads a file without touching it.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        records = cls(path)
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode())
+                if not isinstance(record, dict) or "record" not in record:
+                    raise ValueError("no object with 'record'")
+            except ValueError as error:
+                records.broken.append((number, str(error)))
+                continue
+            records.lines.append(record)
+        for number, why in records.broken:
+            get_logger(__name__).warning(
+                "%s, line %d cannot be read (%s); its sample is asked again", path, number, why
+            )
+        return records
+
+    def of(self, kind: str) -> Iterator[Record]:
+        """Records of one kind: "run", "question", "prefill", "text" or "ruler"."""
+        return (record for record in self.lines if record["record"] == kind)
+
+    def done(self, kind: str = "question") -> set[tuple[Any, ...]]:
+        """Keys of the results of one kind."""
+        return {key_of(record) for record in self.of(kind)}
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Writes records in one piece and waits until they are on the disk."""
+        new = list(records)
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in new)
+        with self.path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.lines += new
+
+
+def _set_tail_aside(path: Path) -> None:
+    data = path.read_bytes()
+    if not data or data.endswith(b"\n"):
+        return
+    cut = data.rfind(b"\n") + 1
+    try:
+        json.loads(data[cut:].decode())
+    except ValueError:
+        with path.with_name(f"{path.name}.broken").open("ab") as aside:
+            aside.write(data[cut:] + b"\n")
+        with path.open("r+b") as file:
+            file.truncate(cut)
+        return
+    with path.open("ab") as file:
+        file.write(b"\n")

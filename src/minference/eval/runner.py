@@ -1,0 +1,160 @@
+"""Runs cells: each prompt is drawn once and read by every method; goes on after a kill."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import minference
+from minference.eval.method_spec import MethodSpec, build_method
+from minference.eval.plan import Cell, draw
+from minference.eval.records import Record, Records, key_of
+from minference.eval.scoring import Reading, encode, read_sample
+from minference.eval.tasks import Sample
+from minference.eval.tasks.draft import Measure
+from minference.methods import Method, Static
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model under test; `name` is what its records say."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+
+    def measure(self) -> Measure:
+        """Counts tokens; by characters where the tokenizer has one for each."""
+        probe = "def f(x):\n    return 'a b c', 1234567\n"
+        if len(encode(self.tokenizer, probe)) == len(probe):
+            return len
+        return lambda text: len(encode(self.tokenizer, text))
+
+
+def run_cells(
+    subject: Subject,
+    specs: list[MethodSpec],
+    cells: Iterable[Cell],
+    folder: Path,
+    *,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Records:
+    """Asks what the folder does not hold yet.
+
+    Args:
+        subject: the model.
+        specs: methods; each gets the same prompts.
+        cells: what to ask.
+        folder: where `samples.jsonl` lies or will lie.
+        command: what was typed, for the record.
+        progress: called with (prompts done, prompts in all, what comes next).
+
+    Raises:
+        ValueError: the folder holds results of another model.
+    """
+    records = Records.open(folder)
+    _check_same_model(records, subject.name)
+    todo = [(cell, seed) for cell in cells for seed in range(cell.prompts)]
+    done = records.done()
+    records.append([_facts(subject, specs, command)])
+    measure = subject.measure()
+    methods: dict[tuple[Cell, str], Method] = {}
+    for number, (cell, seed) in enumerate(todo):
+        if progress:
+            progress(number, len(todo), f"{cell.task} {cell.length} {cell.placement}")
+        missing = {spec: _missing(cell, seed, spec.label, done) for spec in specs}
+        if not any(missing.values()):
+            continue
+        sample = draw(cell.order(seed), measure)
+        for spec in (spec for spec in specs if missing[spec]):
+            if (cell, spec.label) not in methods:
+                methods[cell, spec.label] = _prepare(subject, spec, cell, measure)
+            method = methods[cell, spec.label]
+            skip = frozenset(range(cell.questions)) - missing[spec]
+            readings = read_sample(subject.model, subject.tokenizer, method, sample, skip=skip)
+            records.append(_lines(cell, sample, spec.label, readings, missing[spec]))
+    if progress:
+        progress(len(todo), len(todo), "done")
+    return records
+
+
+def _prepare(subject: Subject, spec: MethodSpec, cell: Cell, measure: Measure) -> Method:
+    """A fresh method; a static one first reads a development prompt."""
+    method = build_method(spec, subject.model.config)
+    if isinstance(method, Static):
+        task, length, _, _, questions, placement, depth = cell.order(0)
+        order = task, length, 0, "dev", questions, placement, depth
+        skip = frozenset(range(1, cell.questions))
+        read_sample(subject.model, subject.tokenizer, method, draw(order, measure), skip=skip)
+    return method
+
+
+def _base(cell: Cell, seed: int, method: str) -> Record:
+    return {
+        "task": cell.task,
+        "length": cell.length,
+        "placement": cell.placement,
+        "split": cell.split,
+        "seed": seed,
+        "questions": cell.questions,
+        "method": method,
+    }
+
+
+def _missing(cell: Cell, seed: int, method: str, done: set[tuple[Any, ...]]) -> set[int]:
+    base = _base(cell, seed, method)
+    return {i for i in range(cell.questions) if key_of(base | {"index": i}) not in done}
+
+
+def _lines(
+    cell: Cell, sample: Sample, method: str, readings: list[Reading], missing: set[int]
+) -> list[Record]:
+    base = _base(cell, sample.seed, method)
+    lines: list[Record] = []
+    for reading in readings:
+        measured = {
+            "tokens": reading.tokens,
+            "seconds": round(reading.seconds, 4),
+            "density": reading.density,
+        }
+        lines.append({"record": "prefill", **base, **measured})
+        for outcome in (outcome for outcome in reading.outcomes if outcome.index in missing):
+            question = sample.questions[outcome.index]
+            line = {"record": "question", **base, "index": outcome.index}
+            line |= {"depth": question.depth and round(question.depth, 4)}
+            line |= {"correct": int(outcome.correct), "answer": question.answer}
+            lines.append(line if outcome.correct else line | {"got": outcome.got})
+    return lines
+
+
+def _facts(subject: Subject, specs: list[MethodSpec], command: str) -> Record:
+    device = subject.model.device
+    on_gpu = device.type == "cuda"
+    return {
+        "record": "run",
+        "model": subject.name,
+        "methods": [spec.label for spec in specs],
+        "command": command,
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu {platform.machine()}",
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "minference": minference.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _check_same_model(records: Records, name: str) -> None:
+    others = {record["model"] for record in records.of("run")} - {name}
+    if others:
+        raise ValueError(
+            f"{records.path} holds results of {', '.join(sorted(others))}, not of {name!r}; give "
+            "each model a folder of its own"
+        )

@@ -1,0 +1,41 @@
+"""Scores and paired differences on numbers that can be checked by hand."""
+
+import pytest
+
+from minference.eval.statistics import paired_difference, scores, wilson
+
+
+def test_wilson_matches_a_published_value() -> None:
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_equal_answers_differ_by_nothing() -> None:
+    answers = {(seed, 0): bool(seed % 2) for seed in range(20)}
+    found = paired_difference(answers, answers)
+    assert found is not None
+    assert (found.mean, found.low, found.high, found.questions) == (0, 0, 0, 20)
+
+
+def test_a_loss_on_a_third_of_the_prompts_is_seen() -> None:
+    dense = {(seed, index): True for seed in range(30) for index in range(2)}
+    sparse = {place: place[0] % 3 != 0 for place in dense}
+    found = paired_difference(sparse, dense)
+    assert found is not None
+    assert found.mean == pytest.approx(-1 / 3)
+    assert -0.55 < found.low < -1 / 3 < found.high < -0.1
+    assert paired_difference({}, dense) is None
+
+
+def test_scores_gather_densities_by_layer() -> None:
+    base = {"task": "t", "length": 1, "placement": "end", "method": "m", "seed": 0}
+    lines = [
+        {"record": "question", **base, "index": 0, "correct": 1},
+        {"record": "question", **base, "index": 1, "correct": 0},
+        {"record": "prefill", **base, "seconds": 2.0, "density": [1.0, 0.5]},
+        {"record": "prefill", **base, "seconds": 1.0, "density": [1.0, 0.0]},
+    ]
+    score = scores(lines)["t", 1, "end"]["m"]
+    assert (score.accuracy, score.total, score.prompts) == (0.5, 2, 1)
+    assert score.layers == (1.0, 0.25)
+    assert score.density == pytest.approx(0.625)
