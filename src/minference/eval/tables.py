@@ -1,0 +1,50 @@
+"""Results as a markdown table: accuracy, difference to dense with its interval, density, time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from minference.eval.statistics import (
+    Answers,
+    Score,
+    answers_by_cell,
+    paired_difference,
+    scores,
+)
+
+BASELINE = "dense"
+_HEAD = (
+    "| task | length | questions | method | exact match | to dense | density | layers | prefill |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def markdown_table(records: Iterable[Mapping[str, Any]]) -> str:
+    """One row for each cell and method; intervals are 95 %.
+
+    `to dense` is the paired difference on the same questions, bootstrapped over prompts; `layers`
+    is the range of the layers' densities, so that a layer which is secretly dense shows.
+    """
+    lines = list(records)
+    answers = answers_by_cell(lines)
+    rows = [_HEAD]
+    for (task, length, placement), methods in sorted(scores(lines).items()):
+        own = answers[task, length, placement]
+        for method, score in methods.items():
+            asked = f"{score.total} on {score.prompts} prompts, {placement}"
+            cells = (task, str(length), asked, f"`{method}`", *_measured(score, method, own))
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _measured(score: Score, method: str, answers: Mapping[str, Answers]) -> tuple[str, ...]:
+    accuracy = f"{score.accuracy:.3f} ({score.low:.3f} to {score.high:.3f})"
+    found = None
+    if method != BASELINE and BASELINE in answers:
+        found = paired_difference(answers[method], answers[BASELINE])
+    against = f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})" if found else "-"
+    density = "-" if score.density is None else f"{score.density:.3f}"
+    layers = f"{min(score.layers):.2f} to {max(score.layers):.2f}" if score.layers else "-"
+    seconds = "-" if score.seconds is None else f"{score.seconds:.2f} s"
+    return accuracy, against, density, layers, seconds
