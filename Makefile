@@ -14,9 +14,12 @@ CHECKED := minference.ops,minference.index,minference.functional
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-vllm test-vllm-cuda shapes lint format types check docs docs-serve clean
+RUN_ARGS ?= --seed 0
+
+.PHONY: run help venv test test-vllm test-vllm-cuda shapes lint format types check docs docs-serve clean
 
 help:
+	@echo 'make run    the shipped model answers from 16K tokens, dense and sparse side by side'
 	@echo 'make test   all tests that this machine can run'
 	@echo 'make test-vllm the tests that run vLLM on the CPU, in an environment of their own (3.5 GB)'
 	@echo 'make test-vllm-cuda  the CUDA backend with the classes of vLLM 0.26, without a GPU (300 MB)'
@@ -32,6 +35,9 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[triton,hf,eval,viz,dev]'
 	touch $@
+
+run: $(READY)
+	OMP_NUM_THREADS=2 $(BIN)/minference run models/needle --demo-facts --tokens 16k --compare $(RUN_ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS) tests

@@ -11,7 +11,7 @@ from minference.errors import UnsupportedError
 from minference.index import SparseIndex, real_bounds
 from minference.integrations.transformers import _compat
 from minference.integrations.transformers.state import State, find
-from minference.log import info_once
+from minference.log import info_once, warn_once
 from minference.methods.base import Context
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.dense import dense_attention
@@ -135,7 +135,10 @@ def _sparsely(
     if not state.sparse(query.shape[2], key.shape[2], query.device.type):
         return False
     if dropout or (torch.is_grad_enabled() and query.requires_grad):
-        info_once("training is dense: the sparse kernels have no backward")
+        warn_once(
+            "dense attention: gradients are on and the sparse kernels have no backward; "
+            "call the model under torch.no_grad()"
+        )
         return False
     # one look a forward: the first layer's
     if module.layer_idx == 0 and keep is None and positions is not None and positions.dim() == 2:

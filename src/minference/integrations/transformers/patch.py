@@ -108,7 +108,7 @@ class MInference:
         from minference.integrations.vllm import attach_llm
 
         settings = dict(self.options)
-        # without a table of that name, the patterns of the served model are looked up by vLLM's side
+        # without a table of that name, the vLLM side looks up the served model's patterns
         known = self.model_name in get_support_models()
         source = self.config_path or (self.model_name if known else None)
         if source is not None:

@@ -1,0 +1,5 @@
+"""`python -m minference.cli`."""
+
+from minference.cli import main
+
+main()

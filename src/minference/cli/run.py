@@ -1,0 +1,178 @@
+"""`minference run`: a model answers from a long prompt, sparse and, if asked, dense beside it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from minference.methods.base import Method
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def run(
+    model: str = typer.Argument(help="Hub id or path of a transformers model."),
+    prompt: str | None = typer.Option(None, help="The prompt; stdin without it and --file."),
+    file: Annotated[Path | None, typer.Option(help="File that holds the prompt.")] = None,
+    demo_facts: bool = typer.Option(False, help="Hide facts in Python's documentation and ask."),
+    tokens: str = typer.Option("16k", help="Length of the demo prompt, as 16384 or 16k."),
+    seed: int = typer.Option(0, help="Facts, places and prose of the demo prompt."),
+    method: str = typer.Option("minference", help="name:key=value,... of `minference ls`."),
+    compare: bool = typer.Option(False, help="Run dense attention as well."),
+    max_new_tokens: int = typer.Option(24, help="Length of an answer."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress lines."),
+) -> None:
+    """Prefill a long prompt sparsely, answer, and tell times and density."""
+    if not as_json and not quiet:
+        typer.echo(f"loading {model}", err=True)
+    llm, tokenizer = _load(model)
+    expected = None
+    if demo_facts:
+        from minference.eval.tasks import make_sample
+
+        sample = make_sample("multikey", length_of(tokens), seed)
+        text, expected = sample.text(0), sample.questions[0].answer
+    else:
+        text = prompt if prompt is not None else file.read_text() if file else sys.stdin.read()
+    ids = tokenizer(text, return_tensors="pt").input_ids.to(llm.device)
+    limit = getattr(llm.config, "max_position_embeddings", None)
+    if limit is not None and ids.shape[1] + max_new_tokens > limit:
+        raise ValueError(f"the prompt has {ids.shape[1]} tokens, the model takes {limit}; cut it")
+    say = (lambda line: None) if as_json or quiet else lambda line: typer.echo(line, err=True)
+    result = measure(llm, tokenizer, ids, method, compare, max_new_tokens, say)
+    result |= {"model": model, "tokens": int(ids.shape[1]), "expected": expected, "seed": seed}
+    typer.echo(json.dumps(result) if as_json else report(result))
+
+
+def length_of(text: str) -> int:
+    """A length such as 16384, 16k or 1m, in tokens; k is 1024."""
+    factor = {"k": 1 << 10, "m": 1 << 20}.get(text[-1:].lower(), 1)
+    digits = text if factor == 1 else text[:-1]
+    if not digits.isdigit() or int(digits) < 1:
+        raise ValueError(f"a length must look like 16384, 16k or 1m, got {text!r}")
+    return int(digits) * factor
+
+
+def method_from(text: str, config: Any) -> Method:  # noqa: ANN401
+    """The method of `name:key=value,...`, values as JSON where they are, `patterns` a file or id.
+
+    MInference's budgets are meant for 128K tokens and shrink with the context unless
+    `budget_length` says otherwise.
+    """
+    from minference.head_patterns import HeadPatterns
+    from minference.integrations.transformers.attach import fitting
+    from minference.methods import get_method
+
+    name, _, rest = text.partition(":")
+    cls = get_method(name)
+    options: dict[str, Any] = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"method options look like key=value, got {pair!r}")
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    fields = getattr(cls, "__dataclass_fields__", {})
+    if "patterns" in fields:
+        given = options.get("patterns")
+        options["patterns"] = HeadPatterns.from_pretrained(given) if given else fitting(config)
+    if "budget_length" in fields:
+        options.setdefault("budget_length", 131_072)
+    return cls(**options)
+
+
+def measure(
+    llm: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    ids: Any,  # noqa: ANN401
+    method: str,
+    compare: bool,
+    max_new_tokens: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Answers, seconds to the first token and density, by attention; agreement of the logits."""
+    import minference
+
+    chosen = method_from(method, llm.config.get_text_config(decoder=True))
+    llm.set_attn_implementation("sdpa")
+    result: dict[str, Any] = {"method": method}
+    logits = {}
+    for name in ("dense", "sparse") if compare else ("sparse",):
+        say(f"{name}: prefill of {ids.shape[1]} tokens")
+        handle = minference.attach(llm, chosen, record=True) if name == "sparse" else None
+        scope: AbstractContextManager[Any] = handle or nullcontext()
+        with scope:
+            own, logits[name] = _answer(llm, tokenizer, ids, max_new_tokens)
+        if handle is not None:
+            say("counting density")
+            own["layers"] = [round(r["density"], 4) for r in handle.records] or [1.0]
+            own["density"] = sum(own["layers"]) / len(own["layers"])
+        result[name] = own
+    if compare:
+        result["speedup"] = result["dense"]["seconds"] / result["sparse"]["seconds"]
+        result["same_answer"] = result["dense"]["answer"] == result["sparse"]["answer"]
+        result["max_logit_difference"] = float((logits["dense"] - logits["sparse"]).abs().max())
+    return result
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result as lines for people."""
+    lines = [f"{result['model']}: {result['tokens']} tokens, {result['method']}"]
+    for name in ("dense", "sparse"):
+        if name in result:
+            own = result[name]
+            density = f", density {own['density']:.3f}" if "density" in own else ""
+            lines.append(f"  {name:6} first token {own['seconds']:.2f} s{density}")
+            lines.append(f"         answer {own['answer']!r}")
+    if result["expected"] is not None:
+        lines.append(f"  expected       {result['expected']!r}")
+    if "speedup" in result:
+        lines.append(
+            f"  first token {result['speedup']:.2f} times sooner, same answer: "
+            f"{'yes' if result['same_answer'] else 'NO'}, largest difference of the first logits "
+            f"{result['max_logit_difference']:.3g}"
+        )
+    return "\n".join(lines)
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    llm: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    return llm.to(device).eval(), AutoTokenizer.from_pretrained(name)
+
+
+def _answer(llm: Any, tokenizer: Any, ids: Any, max_new_tokens: int) -> tuple[dict[str, Any], Any]:  # noqa: ANN401
+    import torch
+
+    stops = llm.generation_config.eos_token_id
+    stops = {stops} if isinstance(stops, int) else set(stops or ())
+    with torch.inference_mode():
+        begin = time.perf_counter()
+        out = llm(ids, use_cache=True, logits_to_keep=1)
+        token = out.logits[:, -1].argmax(dim=-1, keepdim=True)
+        answer = [int(token)]
+        seconds = time.perf_counter() - begin
+        logits, cache = out.logits[:, -1].float(), out.past_key_values
+        while len(answer) < max_new_tokens and answer[-1] not in stops:
+            token = llm(token, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1, True)
+            answer.append(int(token))
+    text = tokenizer.decode(answer, skip_special_tokens=True).split("\n")[0].strip()
+    return {"seconds": seconds, "answer": text}, logits

@@ -1,0 +1,68 @@
+"""The command line: names, lengths, methods, and a whole run on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from minference.cli import app, run
+from minference.testing import tiny_model
+
+RUNNER = CliRunner()
+
+
+class Bytes:
+    """A tokenizer of bytes."""
+
+    def __call__(self, text: str, return_tensors: str) -> Any:
+        ids = torch.tensor([[3 + byte for byte in text.encode()]])
+        return type("Encoded", (), {"input_ids": ids})()
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        return " ".join(map(str, ids))
+
+
+def test_env_ls_and_inspect_speak_json() -> None:
+    assert json.loads(RUNNER.invoke(app, ["env", "--json"]).stdout)["minference"]
+    assert "a_shape" in json.loads(RUNNER.invoke(app, ["ls", "--json"]).stdout)["methods"]
+    shown = RUNNER.invoke(app, ["inspect", "Qwen/Qwen2.5-7B-Instruct-1M", "--json"])
+    assert json.loads(shown.stdout)["layers"] == 28
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("16k", 16384), ("1m", 1 << 20), ("500", 500)])
+def test_lengths(text: str, tokens: int) -> None:
+    assert run.length_of(text) == tokens
+
+
+@pytest.mark.parametrize("text", ["", "k", "-4", "4.5k"])
+def test_bad_lengths(text: str) -> None:
+    with pytest.raises(ValueError, match="16384, 16k or 1m"):
+        run.length_of(text)
+
+
+def test_method_options() -> None:
+    config = tiny_model().config
+    method = run.method_from("a_shape:sink=64,local=256", config)
+    assert (method.sink, method.local) == (64, 256)
+    assert run.method_from("minference", config).budget_length == 131_072
+    with pytest.raises(ValueError, match="key=value"):
+        run.method_from("a_shape:sink", config)
+
+
+def test_run_compares(monkeypatch: pytest.MonkeyPatch) -> None:
+    load: Callable[[str], tuple[Any, Any]] = lambda name: (tiny_model(), Bytes())  # noqa: E731
+    monkeypatch.setattr(run, "_load", load)
+    arguments = ["tiny", "--prompt", "a" * 300, "--compare", "--json", "--max-new-tokens", "3"]
+    method = ["--method", "a_shape:sink=512,local=512,min_seq_len=0"]
+    done = RUNNER.invoke(app, ["run", *arguments, *method])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert result["same_answer"]
+    assert result["max_logit_difference"] < 1e-3
+    assert len(result["sparse"]["layers"]) == 4
+    assert result["tokens"] == 300
