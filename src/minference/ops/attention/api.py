@@ -130,7 +130,9 @@ def _sparse_attention(
         case "torch":
             from minference.ops.attention import torch_cpu
 
-            out, lse = torch_cpu.sparse_attention(q, k, v, index, scale=scale, softcap=softcap)
+            out, lse = torch_cpu.sparse_attention(
+                q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse
+            )
         case "triton":
             from minference.ops.attention import triton
 

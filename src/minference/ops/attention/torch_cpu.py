@@ -3,6 +3,9 @@
 No n x n mask: the largest tensor is one tile's scores.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,39 +13,39 @@ from torch import Tensor
 from minference.index import BLOCK, BOTH_HALVES, TILE, WHOLE, SparseIndex
 
 
-def _tile_keys(
-    index: SparseIndex, b: int, h: int, tile: int
-) -> tuple[Int[Tensor, " n"], Int[Tensor, " n_blocks"]]:
-    """Positions of the keys that a tile reads, ascending, and its blocks' row halves."""
+def _tile_parts(
+    index: SparseIndex, b: int, h: int, tile: int, rows: range
+) -> Iterator[tuple[range, Int[Tensor, " n"]]]:
+    """Runs of a tile's rows that read the same keys, and those keys' positions, ascending.
+
+    A tile is one run, unless some of its blocks serve one half of the rows only.
+    """
     halves = index.tile_blocks(b, h, tile)
-    blocks = halves.nonzero()[:, 0]
-    keys = (blocks[:, None] * BLOCK + torch.arange(BLOCK, device=index.device)).flatten()
     columns = index.tile_columns(b, h, tile, halves)
-    if columns.numel():
-        keys = torch.cat([keys, columns]).sort().values
-    return keys, halves
+    split = bool(((halves != 0) & (halves != BOTH_HALVES)).any())
+    step = BLOCK if split else TILE
+    for begin in range(tile * TILE, (tile + 1) * TILE, step):
+        run = range(max(rows.start, begin), min(rows.stop, begin + step))
+        if not len(run):
+            continue
+        bit = 1 + (begin - tile * TILE) // BLOCK
+        blocks = ((halves & bit) != 0).nonzero()[:, 0]
+        keys = (blocks[:, None] * BLOCK + torch.arange(BLOCK, device=index.device)).flatten()
+        if columns.numel():
+            keys = torch.cat([keys, columns]).sort().values
+        yield run, keys[: int(torch.searchsorted(keys, run.stop))]
 
 
 def _hide(
-    scores: Float[Tensor, "G rows n"],
-    keys: Int[Tensor, " n"],
-    queries: Int[Tensor, " rows"],
-    halves: Int[Tensor, " n_blocks"],
-    window: int,
-    sink: int,
+    scores: Float[Tensor, "G rows n"], keys: Int[Tensor, " n"], run: range, window: int, sink: int
 ) -> None:
-    """Set the scores that causality, half bits, window and sink forbid to -inf, in place."""
-    tile_start = int(queries[0]) // TILE * TILE
-    plain = window >= WHOLE and bool(((halves == 0) | (halves == BOTH_HALVES)).all())
-    begin = int(torch.searchsorted(keys, tile_start)) if plain else 0
-    distance = queries[:, None] - keys[begin:]
-    hidden = distance < 0
-    if not plain:
-        half_bit = 1 + (queries - tile_start) // BLOCK
-        whole = torch.where(halves == 0, BOTH_HALVES, halves)[keys // BLOCK]
-        hidden |= (whole & half_bit[:, None]) == 0
-        hidden |= (distance >= window) & (keys >= sink)
-    scores[..., begin:].masked_fill_(hidden, -torch.inf)
+    """Set the scores that causality, window and sink forbid to -inf, in place."""
+    queries = torch.arange(run.start, run.stop, device=keys.device)[:, None]
+    begin = int(torch.searchsorted(keys, run.start + 1))
+    scores[..., begin:].masked_fill_(keys[begin:] > queries, -torch.inf)
+    if window < WHOLE:
+        far = slice(*(int(torch.searchsorted(keys, x)) for x in (sink, run.stop - window)))
+        scores[..., far].masked_fill_(queries - keys[far] >= window, -torch.inf)
 
 
 def sparse_attention(
@@ -53,35 +56,32 @@ def sparse_attention(
     *,
     scale: float,
     softcap: float = 0.0,
-) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"]]:
-    """Attention over the index's keys in float32, and its log-sum-exp (natural logarithm).
+    return_lse: bool = True,
+) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"] | None]:
+    """Attention over the index's keys in float32; on request its log-sum-exp (natural logarithm).
 
     Rows that are padding give 0 and -inf.
     """
     batch, heads, q_len, dim = q.shape
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    lse = torch.full((batch, heads, q_len), -torch.inf, device=q.device)
+    lse = torch.full((batch, heads, q_len), -torch.inf, device=q.device) if return_lse else None
     share = heads // index.heads
     windows, sinks = index.window.tolist(), index.sink.tolist()
     for b in range(batch):
         rows, shift, first = index.rows(b), index.query_start(b), int(index.first[b])
-        for h in range(index.heads):
+        for h, tile in itertools.product(range(index.heads), index.tiles(b)):
             kv_head = h * k.shape[1] // index.heads
-            keys_of_head, values_of_head = k[b, kv_head, first:], v[b, kv_head, first:]
-            for tile in index.tiles(b):
-                a, z = max(rows.start, tile * TILE), min(rows.stop, (tile + 1) * TILE)
-                own = (b, slice(h * share, (h + 1) * share), slice(a - shift, z - shift))
-                queries = torch.arange(a, z, device=q.device)
-                keys, halves = _tile_keys(index, b, h, tile)
-                keys = keys[: int(torch.searchsorted(keys, z))]
-                gathered = keys_of_head.index_select(0, keys).float()
-                scores = (q[own].reshape(-1, dim).float() * scale) @ gathered.T
+            for run, keys in _tile_parts(index, b, h, tile, rows):
+                own = slice(run.start - shift, run.stop - shift)
+                place = (b, slice(h * share, (h + 1) * share), own)
+                gathered = k[b, kv_head, first:].index_select(0, keys).float()
+                scores = (q[place].reshape(-1, dim).float() * scale) @ gathered.T
                 if softcap:
                     scores = softcap * torch.tanh(scores / softcap)
-                scores = scores.view(share, z - a, -1)
-                _hide(scores, keys, queries, halves, windows[h], sinks[h])
-                lse[own] = scores.logsumexp(dim=-1)
-                weights = scores.softmax(dim=-1)
-                values = values_of_head.index_select(0, keys).float()
-                out[own] = (weights @ values).to(q.dtype)
+                scores = scores.view(share, len(run), -1)
+                _hide(scores, keys, run, windows[h], sinks[h])
+                if lse is not None:
+                    lse[place] = scores.logsumexp(dim=-1)
+                values = v[b, kv_head, first:].index_select(0, keys).float()
+                out[place] = (scores.softmax(dim=-1) @ values).to(q.dtype)
     return out, lse
