@@ -1,13 +1,11 @@
 """The last-query estimate (arXiv 2407.02490): attention mass by column, distance, block offset."""
 
-from types import ModuleType
-
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.ops._dispatch import resolve_impl
 from minference.ops.checks import check_qkv
-from minference.ops.estimate.reference import ROWS, LineScores, MassScores
+from minference.ops.estimate.reference import ROWS, LineScores, MassScores, distances_to_offsets
 
 
 def last_query_lines(
@@ -39,7 +37,10 @@ def last_query_lines(
     """
     check_qkv(q, k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    module = _module("reference" if impl == "reference" else "torch")
+    if impl == "reference":
+        from minference.ops.estimate import reference as module
+    else:
+        from minference.ops.estimate import torch_cpu as module
     return module.last_query_lines(q, k, first, stop, scale=scale, softcap=softcap, rows=rows)
 
 
@@ -65,16 +66,12 @@ def last_query_masses(
     """
     check_qkv(q, k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    module = _module(resolve_impl(impl, q.device, q.dtype, q.shape[-1]))
-    return module.last_query_masses(q, k, first, stop, scale=scale, softcap=softcap, rows=rows)
+    name = resolve_impl(impl, q.device, q.dtype, q.shape[-1])
+    if name in ("reference", "torch"):
+        lines = last_query_lines(
+            q, k, first, stop, scale=scale, softcap=softcap, rows=rows, impl=name
+        )
+        return MassScores(lines.columns, distances_to_offsets(lines.slashes))
+    from minference.ops.estimate import triton as kernel
 
-
-def _module(name: str) -> ModuleType:
-    match name:
-        case "reference":
-            from minference.ops.estimate import reference as module
-        case "torch":
-            from minference.ops.estimate import torch_cpu as module
-        case _:
-            from minference.ops.estimate import triton as module
-    return module
+    return kernel.last_query_masses(q, k, first, stop, scale=scale, softcap=softcap, rows=rows)

@@ -91,18 +91,3 @@ def distances_to_offsets(slashes: Float[Tensor, "B H N"]) -> Float[Tensor, "B H 
     for x in range(3):
         masses[..., x : x + parts.shape[-2]] += parts[..., x]
     return masses
-
-
-def last_query_masses(
-    q: Float[Tensor, "B H L D"],
-    k: Float[Tensor, "B Hkv N D"],
-    first: Int[Tensor, " B"],
-    stop: Int[Tensor, " B"],
-    *,
-    scale: float,
-    softcap: float = 0.0,
-    rows: int = ROWS,
-) -> MassScores:
-    """Column and block-offset sums of the last `rows` real queries."""
-    lines = last_query_lines(q, k, first, stop, scale=scale, softcap=softcap, rows=rows)
-    return MassScores(lines.columns, distances_to_offsets(lines.slashes))

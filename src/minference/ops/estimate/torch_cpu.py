@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minference.ops.estimate.reference import ROWS, LineScores, MassScores, distances_to_offsets
+from minference.ops.estimate.reference import ROWS, LineScores
 
 
 def _weights(
@@ -56,18 +56,3 @@ def last_query_lines(
             columns[b, own, : end - begin] = weights.sum(dim=1)
             slashes[b, own, : end - begin] = _diagonal_sums(weights)
     return LineScores(columns, slashes)
-
-
-def last_query_masses(
-    q: Float[Tensor, "B H L D"],
-    k: Float[Tensor, "B Hkv N D"],
-    first: Int[Tensor, " B"],
-    stop: Int[Tensor, " B"],
-    *,
-    scale: float,
-    softcap: float = 0.0,
-    rows: int = ROWS,
-) -> MassScores:
-    """Column and block-offset sums of the last `rows` real queries; see the reference."""
-    lines = last_query_lines(q, k, first, stop, scale=scale, softcap=softcap, rows=rows)
-    return MassScores(lines.columns, distances_to_offsets(lines.slashes))

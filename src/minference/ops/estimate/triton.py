@@ -15,8 +15,8 @@ from torch import Tensor
 
 from minference.index import BLOCK, TILE
 from minference.ops._triton import padded_dim
+from minference.ops.estimate.reference import ROWS, MassScores
 
-ROWS = 64
 SPLITS = 64
 HEADS_AT_ONCE = 4
 LOG2_E = math.log2(math.e)
@@ -193,7 +193,7 @@ def last_query_masses(
     scale: float,
     softcap: float = 0.0,
     rows: int = ROWS,
-) -> tuple[Float[Tensor, "B H N"], Float[Tensor, "B H n"]]:
+) -> MassScores:
     """Column and block-offset sums of the last `rows` real queries (64 at most), as the reference
     defines them, without a host read.
 
@@ -232,4 +232,4 @@ def last_query_masses(
     _offset_sums[(-(-slots // 256), batch * heads)](
         parts, masses, first, stop, heads, blocks, slots, 256
     )
-    return columns, masses
+    return MassScores(columns, masses)
