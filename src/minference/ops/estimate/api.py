@@ -1,5 +1,7 @@
 """The last-query estimate (arXiv 2407.02490): attention mass by column, distance, block offset."""
 
+import math
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -36,7 +38,7 @@ def last_query_lines(
         float32 [B, H, N], -1 from the number of real keys on.
     """
     check_qkv(q, k)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if impl == "reference":
         from minference.ops.estimate import reference as module
     else:
@@ -65,7 +67,7 @@ def last_query_masses(
         offsets[b, h, x], the mass that lies in blocks of relative offset x - 1, float32.
     """
     check_qkv(q, k)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     name = resolve_impl(impl, q.device, q.dtype, q.shape[-1])
     if name in ("reference", "torch"):
         lines = last_query_lines(
