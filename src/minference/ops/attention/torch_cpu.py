@@ -1,51 +1,192 @@
-"""Sparse attention in vectorised torch, made for the CPU: gather a tile's keys, attend densely.
+"""Sparse attention in vectorised torch, made for the CPU: gather the keys of a few tiles, then
+attend densely, the tiles as a batch.
 
-No n x n mask: the largest tensor is one tile's scores.
+No n x n mask: the largest tensor is the scores of one batch of tiles, in memory that is reused.
 """
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from minference.index import BLOCK, BOTH_HALVES, TILE, WHOLE, SparseIndex
+from minference.index import BLOCK, BOTH_HALVES, TILE, WHOLE, Ragged, SparseIndex
+
+SCORES = 1 << 20
+"""Scores of a batch of tiles, at most: what a core's cache still holds."""
+DECODED = 64
+"""Tiles whose lists are decoded at once."""
+HIDDEN = 1 << 40
+"""Position of a place that holds no key: after every query."""
 
 
-def _tile_parts(
-    index: SparseIndex, b: int, h: int, tile: int, rows: range
-) -> Iterator[tuple[range, Int[Tensor, " n"]]]:
-    """Runs of a tile's rows that read the same keys, and those keys' positions, ascending.
+class _Scratch:
+    """Float32 buffers that grow and are handed out again: fresh pages cost more than arithmetic."""
 
-    A tile is one run, unless some of its blocks serve one half of the rows only.
-    """
-    halves = index.tile_blocks(b, h, tile)
-    columns = index.tile_columns(b, h, tile, halves)
-    split = bool(((halves != 0) & (halves != BOTH_HALVES)).any())
-    step = BLOCK if split else TILE
-    for begin in range(tile * TILE, (tile + 1) * TILE, step):
-        run = range(max(rows.start, begin), min(rows.stop, begin + step))
-        if not len(run):
-            continue
-        bit = 1 + (begin - tile * TILE) // BLOCK
-        blocks = ((halves & bit) != 0).nonzero()[:, 0]
-        keys = (blocks[:, None] * BLOCK + torch.arange(BLOCK, device=index.device)).flatten()
-        if columns.numel():
-            keys = torch.cat([keys, columns]).sort().values
-        yield run, keys[: int(torch.searchsorted(keys, run.stop))]
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        size = torch.Size(shape).numel()
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = torch.empty(size + size // 4)
+        return self._buffers[name][:size].view(shape)
+
+    def gather(self, name: str, source: Float[Tensor, "N D"], keys: Int[Tensor, "T n"]) -> Tensor:
+        rows = self.take(name, keys.numel(), source.shape[1])
+        if source.dtype == rows.dtype:
+            torch.index_select(source, 0, keys.flatten(), out=rows)
+        else:
+            rows.copy_(source.index_select(0, keys.flatten()))
+        return rows.view(*keys.shape, -1)
+
+
+def _members(
+    lists: Ragged, b: int, h: int, groups: Int[Tensor, " T"]
+) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
+    """Values of the lists of several groups, and which of the groups each belongs to."""
+    there = groups < lists.count.shape[2]
+    own = groups.clamp(max=lists.count.shape[2] - 1)
+    count = lists.count[b, h, own].long() * there
+    group = torch.repeat_interleave(torch.arange(len(groups)), count)
+    ends = count.cumsum(0)
+    place = torch.arange(len(group)) - (ends - count)[group]
+    return lists.values[lists.start[b, h, own][group] + place].long(), group
+
+
+def _halves(index: SparseIndex, b: int, h: int, tiles: Int[Tensor, " T"]) -> Int[Tensor, "T n"]:
+    """`SparseIndex.tile_blocks` of several tiles at once."""
+    size = int(index.group_tiles[h])
+    groups = tiles // size - (max(index.query_start(b), 0) // TILE) // size
+    halves = torch.zeros(len(tiles), 2 * int(tiles[-1]) + 2, dtype=torch.uint8)
+    entries, of = _members(index.blocks, b, h, groups)
+    seen = entries // 4 <= 2 * tiles[of] + 1
+    halves[of[seen], entries[seen] // 4] = (entries[seen] % 4).to(torch.uint8)
+    offsets, of = _members(index.offsets, b, h, groups)
+    blocks = 2 * tiles[of] - offsets
+    seen = blocks >= 0
+    halves[of[seen], blocks[seen]] = BOTH_HALVES
+    return halves
+
+
+def _packed(flags: Bool[Tensor, "T n"], *, right: bool) -> tuple[Tensor, Bool[Tensor, "T most"]]:
+    """Places of the flags that are set, aligned to one side, and which of these entries exist."""
+    count = flags.sum(dim=1, keepdim=True)
+    rank = torch.arange(int(count.max()))
+    there = rank >= rank.numel() - count if right else rank < count
+    places = torch.zeros(there.shape, dtype=torch.int64)
+    places.masked_scatter_(there, flags.nonzero()[:, 1])
+    return places, there
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """What consecutive tiles read in the same rows: lone columns from the left on, then first keys
+    of blocks up to the right end, both ascending, HIDDEN where a tile has fewer."""
+
+    columns: Int[Tensor, "T n"]
+    blocks: Int[Tensor, "T m"]
+    lone: list[int]
+    past: list[int]
+    full: list[int]
+
+    @classmethod
+    def of(
+        cls,
+        halves: Int[Tensor, "T n_blocks"],
+        bits: int,
+        begin: Int[Tensor, "T 1"],
+        columns: Tensor,
+    ) -> "_Reads":
+        """Reads of the row halves `bits` of tiles that begin at the positions `begin`."""
+        columns = columns[columns < halves.shape[1] * BLOCK]
+        alone = (halves[:, columns // BLOCK] == 0) & (columns < begin + TILE)
+        places, there = _packed(alone, right=False)
+        lone = columns[places].masked_fill_(~there, HIDDEN) if columns.numel() else places
+        blocks, exist = _packed((halves & bits) != 0, right=True)
+        past = (alone & (columns <= begin)).sum(dim=1)
+        counts = (x.sum(dim=1).tolist() for x in (there, exist))
+        first = (blocks * BLOCK).masked_fill_(~exist, HIDDEN)
+        return cls(lone, first, next(counts), past.tolist(), next(counts))
+
+    def keys(self, own: slice) -> tuple[Int[Tensor, "t n"], slice]:
+        """Positions that some of the tiles read, and where rows can be before a lone column."""
+        width, depth = max(self.lone[own]), max(self.full[own])
+        blocks = self.blocks[own, self.blocks.shape[1] - depth :, None] + torch.arange(BLOCK)
+        keys = torch.cat([self.columns[own, :width], blocks.flatten(1)], dim=1)
+        gap = BLOCK * (depth - min(self.full[own]))
+        return keys, slice(min(self.past[own]), width + gap)
+
+
+def _span(hit: Bool[Tensor, " n"]) -> slice:
+    """From the first place that is set to the last."""
+    places = hit.nonzero()[:, 0]
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0)
 
 
 def _hide(
-    scores: Float[Tensor, "G rows n"], keys: Int[Tensor, " n"], run: range, window: int, sink: int
+    scores: Float[Tensor, "T G rows n"],
+    keys: Int[Tensor, "T n"],
+    queries: Int[Tensor, "T rows"],
+    doubtful: slice,
+    window: int,
+    sink: int,
 ) -> None:
-    """Set the scores that causality, window and sink forbid to -inf, in place."""
-    queries = torch.arange(run.start, run.stop, device=keys.device)[:, None]
-    begin = int(torch.searchsorted(keys, run.start + 1))
-    scores[..., begin:].masked_fill_(keys[begin:] > queries, -torch.inf)
+    """Set the scores that causality, window and sink forbid to -inf, in place.
+
+    Outside the `doubtful` columns only the last TILE can lie after a query.
+    """
+    tail = slice(max(0, keys.shape[1] - TILE), None)
+    for part in (doubtful, tail):
+        if keys[:, part].shape[1]:
+            late = keys[:, None, None, part] > queries[:, None, :, None]
+            scores[..., part].masked_fill_(late, -torch.inf)
     if window < WHOLE:
-        far = slice(*(int(torch.searchsorted(keys, x)) for x in (sink, run.stop - window)))
-        scores[..., far].masked_fill_(queries - keys[far] >= window, -torch.inf)
+        part = _span(((keys >= sink) & (keys <= queries[:, -1:] - window)).any(dim=0))
+        near = keys[:, None, None, part]
+        far = (near >= sink) & (queries[:, None, :, None] - near >= window)
+        scores[..., part].masked_fill_(far, -torch.inf)
+
+
+def _chunks(rows: range) -> Iterator[tuple[range, range]]:
+    """Runs of at most DECODED tiles and the rows that each of their tiles has; a tile of which
+    `rows` holds a part comes alone."""
+    tile = rows.start // TILE
+    while tile * TILE < rows.stop:
+        begin = max(rows.start - tile * TILE, 0)
+        stop = min(rows.stop - tile * TILE, TILE)
+        whole = (begin, stop) == (0, TILE)
+        last = min(tile + DECODED, rows.stop // TILE) if whole else tile + 1
+        yield range(tile, last), range(begin, stop)
+        tile = last
+
+
+def _batches(
+    index: SparseIndex, b: int, h: int, share: int
+) -> Iterator[tuple[Int[Tensor, "T rows"], Int[Tensor, "T n"], slice]]:
+    """Query positions of a batch of tiles, the positions that they read, and the doubtful ones.
+
+    A tile is one piece, unless some of its blocks serve one half of the rows only.
+    """
+    columns = index.columns.row(b, h).long()
+    for span, part in _chunks(index.rows(b)):
+        tiles = torch.arange(span.start, span.stop)
+        halves = _halves(index, b, h, tiles)
+        split = bool(((halves != 0) & (halves != BOTH_HALVES)).any())
+        step = BLOCK if split else TILE
+        for begin in range(0, TILE, step):
+            own = range(max(part.start, begin), min(part.stop, begin + step))
+            if not len(own):
+                continue
+            first = tiles[:, None] * TILE
+            reads = _Reads.of(halves, 1 + begin // BLOCK if split else BOTH_HALVES, first, columns)
+            width = max(reads.lone) + BLOCK * max(reads.full)
+            size = max(1, SCORES // (share * len(own) * max(width, 1)))
+            for at in range(0, len(tiles), size):
+                some = slice(at, at + size)
+                yield first[some] + torch.arange(own.start, own.stop), *reads.keys(some)
 
 
 def sparse_attention(
@@ -64,24 +205,30 @@ def sparse_attention(
     """
     batch, heads, q_len, dim = q.shape
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    lse = torch.full((batch, heads, q_len), -torch.inf, device=q.device) if return_lse else None
-    share = heads // index.heads
+    lse = torch.full((batch, heads, q_len), -torch.inf) if return_lse else None
+    share, scratch = heads // index.heads, _Scratch()
     windows, sinks = index.window.tolist(), index.sink.tolist()
-    for b in range(batch):
-        rows, shift, first = index.rows(b), index.query_start(b), int(index.first[b])
-        for h, tile in itertools.product(range(index.heads), index.tiles(b)):
-            kv_head = h * k.shape[1] // index.heads
-            for run, keys in _tile_parts(index, b, h, tile, rows):
-                own = slice(run.start - shift, run.stop - shift)
-                place = (b, slice(h * share, (h + 1) * share), own)
-                gathered = k[b, kv_head, first:].index_select(0, keys).float()
-                scores = (q[place].reshape(-1, dim).float() * scale) @ gathered.T
-                if softcap:
-                    scores = softcap * torch.tanh(scores / softcap)
-                scores = scores.view(share, len(run), -1)
-                _hide(scores, keys, run, windows[h], sinks[h])
-                if lse is not None:
-                    lse[place] = scores.logsumexp(dim=-1)
-                values = v[b, kv_head, first:].index_select(0, keys).float()
-                out[place] = (scores.softmax(dim=-1) @ values).to(q.dtype)
+    for b, h in itertools.product(range(batch), range(index.heads)):
+        shift = index.query_start(b)
+        own, kv_head = slice(h * share, (h + 1) * share), h * k.shape[1] // index.heads
+        real = slice(int(index.first[b]), int(index.stop[b]))
+        for queries, keys, doubtful in _batches(index, b, h, share):
+            at = (queries - shift).flatten()
+            asked = q[b, own].index_select(1, at).float().mul_(scale)
+            asked = asked.view(share, *queries.shape, dim).transpose(0, 1)
+            there = keys.clamp(max=real.stop - real.start - 1)
+            gathered = scratch.gather("keys", k[b, kv_head, real], there)
+            scores = scratch.take("scores", *asked.shape[:3], keys.shape[1])
+            flat = scores.flatten(1, 2)
+            torch.bmm(asked.flatten(1, 2), gathered.transpose(1, 2), out=flat)
+            if softcap:
+                scores.div_(softcap).tanh_().mul_(softcap)
+            _hide(scores, keys, queries, doubtful, windows[h], sinks[h])
+            if lse is not None:
+                total = scores.logsumexp(dim=-1).transpose(0, 1)
+                lse[b, own].index_copy_(1, at, total.flatten(1))
+            torch.softmax(flat, dim=-1, out=flat)
+            answer = torch.bmm(flat, scratch.gather("values", v[b, kv_head, real], there))
+            answer = answer.view(asked.shape).transpose(0, 1).flatten(1, 2)
+            out[b, own].index_copy_(1, at, answer.to(q.dtype))
     return out, lse
