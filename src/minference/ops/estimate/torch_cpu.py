@@ -20,12 +20,15 @@ def _weights(
 
 
 def _diagonal_sums(weights: Float[Tensor, "G R P"]) -> Float[Tensor, "G P"]:
-    """Sum at each distance: shear the rows by reading a padded buffer with a shorter row, so that
-    every diagonal becomes a column."""
+    """Sum at each distance: shear the rows by writing them askew, so that every diagonal becomes a
+    column."""
     heads, rows, keys = weights.shape
-    padded = torch.nn.functional.pad(weights.flip(1), (0, rows)).view(heads, -1)
-    sheared = padded[:, : rows * (keys + rows - 1)].view(heads, rows, keys + rows - 1)
-    return sheared.sum(dim=1)[:, :keys].flip(-1)
+    width = keys + rows - 1
+    padded = weights.new_zeros(heads, rows * width)
+    # row r lies rows - 1 - r places further right than its own line begins
+    skewed = (heads, rows, keys), (rows * width, width - 1, 1), rows - 1
+    padded.as_strided(*skewed).copy_(weights)
+    return padded.view(heads, rows, width).sum(dim=1)[:, :keys].flip(-1)
 
 
 def last_query_lines(
