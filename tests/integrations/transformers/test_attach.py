@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import pytest
@@ -20,6 +21,10 @@ FULL = MInference(patterns=default_patterns(4, 4, VerticalSlash(4096, 4096)), mi
 NARROW = AShape(sink=4, local=64, min_seq_len=0)
 
 
+# at these lengths every index covers nearly all, and would be served densely
+attach = functools.partial(minference.attach, dense_from=2)
+
+
 def logits(model: torch.nn.Module, ids: torch.Tensor = IDS, **inputs: object) -> torch.Tensor:
     with torch.no_grad():
         return model(ids, **inputs).logits
@@ -33,7 +38,7 @@ def model() -> torch.nn.Module:
 def test_detach_puts_everything_back(model: torch.nn.Module) -> None:
     before = logits(model)
     keys, hooks = set(model.config.__dict__), len(model._forward_hooks)
-    handle = minference.attach(model, NARROW, chunk_tokens=64)
+    handle = attach(model, NARROW, chunk_tokens=64)
     assert not torch.allclose(logits(model), before, atol=1e-3)
     handle.detach()
     handle.detach()
@@ -48,16 +53,16 @@ def test_two_models_keep_their_methods_apart(model: torch.nn.Module) -> None:
     other = tiny_model("llama")
     alone = {}
     for name, method in (("narrow", NARROW), ("full", FULL)):
-        with minference.attach(model, method):
+        with attach(model, method):
             alone[name] = logits(model)
-    with minference.attach(model, NARROW), minference.attach(other, FULL):
+    with attach(model, NARROW), attach(other, FULL):
         assert torch.equal(logits(other), alone["full"])
         assert torch.equal(logits(model), alone["narrow"])
     assert not torch.allclose(alone["narrow"], alone["full"], atol=1e-3)
 
 
 def test_records_tell_the_density_of_each_layer(model: torch.nn.Module) -> None:
-    with minference.attach(model, NARROW, record=True, starting_layer=1) as handle:
+    with attach(model, NARROW, record=True, starting_layer=1) as handle:
         logits(model)
         densities = [record["density"] for record in handle.records]
     assert densities[0] == 1.0
@@ -69,11 +74,11 @@ def test_short_prompts_and_the_switch_are_dense(
     model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = logits(model)
-    with minference.attach(model, NARROW, min_seq_len=301, record=True) as handle:
+    with attach(model, NARROW, min_seq_len=301, record=True) as handle:
         torch.testing.assert_close(logits(model), before, atol=1e-4, rtol=1e-4)
         assert handle.records == []
     monkeypatch.setenv("MINFERENCE_DISABLE", "1")
-    with minference.attach(model, NARROW, record=True) as handle:
+    with attach(model, NARROW, record=True) as handle:
         torch.testing.assert_close(logits(model), before, atol=1e-4, rtol=1e-4)
         assert handle.records == []
 
@@ -87,7 +92,7 @@ def test_generate_with_caches_and_chunks(
     options |= {"disable_compile": True}
     mask = torch.ones_like(IDS)
     expected = model.generate(IDS, attention_mask=mask, **options)
-    with minference.attach(model, FULL, record=True) as handle:
+    with attach(model, FULL, record=True) as handle:
         extra = {} if chunk is None else {"prefill_chunk_size": chunk}
         got = model.generate(IDS, attention_mask=mask, **options, **extra)
         assert handle.records
@@ -99,14 +104,14 @@ def test_beams_and_assisted_decoding(model: torch.nn.Module, options: dict[str, 
     options = {"max_new_tokens": 5, "do_sample": False, **options}
     mask = torch.ones_like(IDS)
     expected = model.generate(IDS, attention_mask=mask, **options)
-    with minference.attach(model, FULL):
+    with attach(model, FULL):
         got = model.generate(IDS, attention_mask=mask, **options)
     assert torch.equal(got, expected)
 
 
 def test_a_second_turn_prefills_against_the_cache(model: torch.nn.Module) -> None:
     whole = logits(model)
-    with minference.attach(model, FULL, record=True) as handle, torch.no_grad():
+    with attach(model, FULL, record=True) as handle, torch.no_grad():
         cache = model(IDS[:, :150]).past_key_values
         second = model(IDS[:, 150:], past_key_values=cache).logits
         assert {index.q_len for _, index in handle.indices} == {150}
@@ -114,7 +119,7 @@ def test_a_second_turn_prefills_against_the_cache(model: torch.nn.Module) -> Non
 
 
 def test_chunks_agree_with_the_whole_where_indices_do(model: torch.nn.Module) -> None:
-    with minference.attach(model, NARROW), torch.no_grad():
+    with attach(model, NARROW), torch.no_grad():
         whole = logits(model)
         cache = model(IDS[:, :170]).past_key_values
         second = model(IDS[:, 170:], past_key_values=cache).logits
@@ -129,7 +134,7 @@ def test_holes_and_packed_prompts_are_dense_with_a_line(
     hole[:, 50:60] = 0
     packed = torch.cat([torch.arange(140), torch.arange(160)])[None]
     before = logits(model, attention_mask=hole), logits(model, position_ids=packed, use_cache=False)
-    with caplog.at_level(logging.INFO, "minference"), minference.attach(model, NARROW):
+    with caplog.at_level(logging.INFO, "minference"), attach(model, NARROW):
         got = (
             logits(model, attention_mask=hole),
             logits(model, position_ids=packed, use_cache=False),
@@ -143,7 +148,7 @@ def test_holes_and_packed_prompts_are_dense_with_a_line(
 
 def test_training_is_dense(model: torch.nn.Module) -> None:
     before = logits(model)
-    with minference.attach(model, NARROW):
+    with attach(model, NARROW):
         out = model(IDS).logits
         out.sum().backward()
     torch.testing.assert_close(out.detach(), before, atol=1e-4, rtol=1e-4)
@@ -151,9 +156,9 @@ def test_training_is_dense(model: torch.nn.Module) -> None:
 
 
 def test_chunked_mlp_changes_nothing(model: torch.nn.Module) -> None:
-    with minference.attach(model, NARROW):
+    with attach(model, NARROW):
         plain = logits(model)
-    with minference.attach(model, NARROW, chunk_tokens=37):
+    with attach(model, NARROW, chunk_tokens=37):
         torch.testing.assert_close(logits(model), plain, atol=1e-5, rtol=1e-5)
 
 
@@ -169,11 +174,11 @@ def test_the_name_alone_works() -> None:
 def test_bad_input_is_one_clear_error(model: torch.nn.Module) -> None:
     wrong = MInference(patterns=default_patterns(4, 8))
     with pytest.raises(ValueError, match="4 layers and 4 heads, got 4 and 8"):
-        minference.attach(model, wrong)
+        attach(model, wrong)
     with pytest.raises(ValueError, match="did you mean 'a_shape'"):
-        minference.attach(model, "a-shape")
-    with minference.attach(model, TriShape()), pytest.raises(ValueError, match="attached already"):
-        minference.attach(model, TriShape())
+        attach(model, "a-shape")
+    with attach(model, TriShape()), pytest.raises(ValueError, match="attached already"):
+        attach(model, TriShape())
 
 
 def test_encoders_and_foreign_models_are_refused(
@@ -181,18 +186,18 @@ def test_encoders_and_foreign_models_are_refused(
 ) -> None:
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
-    with minference.attach(model, NARROW), pytest.raises(UnsupportedError, match="causal"):
+    with attach(model, NARROW), pytest.raises(UnsupportedError, match="causal"):
         logits(model)
     monkeypatch.setattr(_compat, "reaches_interface", lambda model: False)
     with pytest.raises(UnsupportedError, match="-hf"):
-        minference.attach(model, NARROW)
+        attach(model, NARROW)
 
 
 def test_a_model_that_never_calls_us_says_so(
     model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_compat, "set_implementation", lambda config, name: None)
-    minference.attach(model, NARROW)
+    attach(model, NARROW)
     with pytest.raises(UnsupportedError, match="never called the attention interface"):
         logits(model)
     assert not state.attached()

@@ -66,7 +66,7 @@ def test_full_density_is_eager(family: str) -> None:
     with torch.no_grad():
         before = {side: model(**padded(side)).logits for side in ("left", "right", "none")}
         ids = model.generate(**left, max_new_tokens=5, do_sample=False)
-        with minference.attach(model, everything(model), record=True) as handle:
+        with minference.attach(model, everything(model), record=True, dense_from=2) as handle:
             for side, logits in before.items():
                 real = padded(side)["attention_mask"].bool()
                 torch.testing.assert_close(

@@ -6,13 +6,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.masking_utils import (
+    causal_mask_function,
+    sdpa_mask,
+    sliding_window_causal_mask_function,
+    sliding_window_overlay,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _FIELD = "_attn_implementation_internal"
+_WINDOWED = sliding_window_causal_mask_function(1).__code__
+_WINDOW = sliding_window_overlay(1).__code__
 
 
 def register(name: str, attention: Callable[..., Any], mask: Callable[..., Any]) -> None:
@@ -39,6 +46,21 @@ def reaches_interface(model: PreTrainedModel) -> bool:
 def is_causal_mask(function: object) -> bool:
     """Whether a mask function means plain causal: no window, packing or overlay."""
     return function is causal_mask_function
+
+
+def window_of(function: object) -> int | None:
+    """The window of a mask function that is a causal sliding window and nothing else, or None."""
+    if getattr(function, "__code__", None) is not _WINDOWED:
+        return None
+    parts = _held(function)[0]
+    if len(parts) != 2 or parts[1] is not causal_mask_function:
+        return None
+    window = parts[0]
+    return int(_held(window)[0]) if getattr(window, "__code__", None) is _WINDOW else None
+
+
+def _held(function: Any) -> list[Any]:  # noqa: ANN401
+    return [cell.cell_contents for cell in function.__closure__]
 
 
 def written_mask(**arguments: Any) -> Tensor | None:  # noqa: ANN401

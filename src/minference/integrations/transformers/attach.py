@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +13,7 @@ from minference.head_patterns import HeadPatterns
 from minference.integrations.transformers import _compat, state
 from minference.integrations.transformers.attention import NAME
 from minference.integrations.transformers.chunks import chunk_token_wise
+from minference.integrations.transformers.coverage import DENSE_FROM
 from minference.log import warn_once
 from minference.methods import MInference, get_method
 from minference.methods.base import Method
@@ -48,19 +50,17 @@ class Handle:
 
     @property
     def records(self) -> list[dict[str, float]]:
-        """Layer and density of each layer of the last sparse prefill, 1.0 for dense layers.
+        """The last prefill by layer, as `records.LayerRecord.to_dict` tells it.
 
-        Counted when read, from the indices that `record=True` keeps.
+        Counted when read, from what `record=True` keeps; layers with a window are not in it.
         """
-        return [
-            {"layer": layer, "density": 1.0 if index is None else index.density()}
-            for layer, index in self._state.indices
-        ]
+        return [layer.to_dict() for layer in self._state.layers]
 
     @property
     def indices(self) -> list[tuple[int, Any]]:
-        """(layer, index) of the last sparse prefill, index None for dense layers."""
-        return list(self._state.indices)
+        """(layer, index) of the last sparse prefill, index None for layers served densely."""
+        layers = self._state.layers
+        return [(layer.layer, None if layer.dense else layer.index) for layer in layers]
 
     def detach(self) -> None:
         """Puts the model back as it was. A second call does nothing."""
@@ -101,6 +101,9 @@ def attach(
     min_seq_len: int | None = None,
     impl: str = "auto",
     record: bool = False,
+    dense_from: float = DENSE_FROM,
+    recall_rows: int = 0,
+    on_layer: Callable[[int], None] | None = None,
     chunk_tokens: int | None = None,
 ) -> Handle:
     """Prefills long prompts of a transformers model sparsely; everything else stays dense.
@@ -112,7 +115,11 @@ def attach(
         starting_layer: layers below it are dense.
         min_seq_len: shortest context to serve sparsely, in tokens; the method's unless given.
         impl: implementation of the operations, as in `sparse_attention`.
-        record: keep the indices of the last prefill for `Handle.records`.
+        record: keep density and times of the last prefill for `Handle.records`.
+        dense_from: layers whose index covers at least that share of the causal area are computed by
+            the dense kernel, which is then faster; above 1 for never.
+        recall_rows: also record the attention mass that so many rows of each layer keep.
+        on_layer: called with the layer's number after each attention of a long prefill.
         chunk_tokens: run MLPs over that many tokens at a time, which bounds their memory.
 
     Raises:
@@ -129,7 +136,13 @@ def attach(
             f"{type(model).__name__} does not look its attention up in transformers' "
             f"AttentionInterface; {REMEDY}"
         )
-    for name, value in (("starting_layer", starting_layer), ("min_seq_len", min_seq_len or 0)):
+    numbers = {
+        "starting_layer": starting_layer,
+        "min_seq_len": min_seq_len or 0,
+        "dense_from": dense_from,
+        "recall_rows": recall_rows,
+    }
+    for name, value in numbers.items():
         if value < 0:
             raise ValueError(f"{name} must be at least 0, got {value}")
     own = state.State(
@@ -137,7 +150,10 @@ def attach(
         starting_layer=starting_layer,
         min_seq_len=min_seq_len,
         impl=impl,
-        record=record,
+        record=record or recall_rows > 0,
+        dense_from=dense_from,
+        recall_rows=recall_rows,
+        on_layer=on_layer,
     )
     return Handle(model, own, chunk_tokens=chunk_tokens)
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from minference.errors import UnsupportedError
 from minference.index import SparseIndex, real_bounds
-from minference.integrations.transformers import _compat
+from minference.integrations.transformers import _compat, windows
+from minference.integrations.transformers.coverage import covered_share
+from minference.integrations.transformers.records import LayerRecord, kept_mass
 from minference.integrations.transformers.state import State, find
 from minference.log import info_once, warn_once
 from minference.methods.base import Context
@@ -35,9 +37,9 @@ def mask(
     **rest: Any,  # noqa: ANN401
 ) -> Tensor | None:
     """The mask of a forward: None for plain causal, [B, seen] bool for a long padded prompt,
-    else [B, 1, L, N] bool as for SDPA.
+    [B, 1, 1, seen] integers for a long one's windowed layers, else [B, 1, L, N] bool as SDPA's.
 
-    A static cache is longer than what it holds: the width of a 2-D mask says how many keys count.
+    A static cache is longer than what it holds: the width of the first two says which keys count.
     """
     written = {
         **rest,
@@ -49,29 +51,37 @@ def mask(
         "mask_function": mask_function,
         "attention_mask": attention_mask,
     }
-    long = q_length > 1 and find(config).sparse(q_length, kv_length, _type(rest.get("device")))
-    if not _compat.is_causal_mask(mask_function):
+    device = rest.get("device")
+    long = q_length > 1 and find(config).sparse(q_length, kv_length, _type(device))
+    window = _compat.window_of(mask_function) if long else None
+    if window is None and not _compat.is_causal_mask(mask_function):
         if long:
-            info_once("packed, windowed or overlaid layers keep their own dense attention")
+            info_once("packed, chunked or overlaid layers keep their own dense attention")
         return _compat.written_mask(**written)
     if isinstance(q_offset, Tensor) and not long:
         return _compat.written_mask(**written)
     seen = int(q_offset) + q_length - kv_offset
     keep = None
-    if attention_mask is not None and not bool(attention_mask[:, :seen].all()):
+    if attention_mask is not None and not bool(attention_mask[:, : kv_offset + seen].all()):
         keep = attention_mask[:, kv_offset : kv_offset + seen].bool()
         keep = nn.functional.pad(keep, (0, seen - keep.shape[1]))
-    if keep is None and kv_length == seen:
+    if keep is None and kv_length == seen and window is None:
         return None
     if not long:
         return _compat.written_mask(**written)
-    if keep is None:
-        device = rest.get("device")
-        return torch.ones(int(rest["batch_size"]), seen, dtype=torch.bool, device=device)
-    if bool(((keep[:, 1:] & ~keep[:, :-1]).sum(dim=1) + keep[:, 0] > 1).any()):
+    if keep is not None and _has_holes(keep):
         info_once("padding inside a prompt: the forward is dense; pad at one end for sparse")
         return _compat.written_mask(**written)
+    batch = int(rest["batch_size"])
+    if window is not None:
+        return windows.window_mask(keep, window, batch, seen, device)
+    if keep is None:
+        return torch.ones(batch, seen, dtype=torch.bool, device=device)
     return keep
+
+
+def _has_holes(keep: Tensor) -> bool:
+    return bool(((keep[:, 1:] & ~keep[:, :-1]).sum(dim=1) + keep[:, 0] > 1).any())
 
 
 def attention(
@@ -106,35 +116,57 @@ def attention(
         "softcap": softcap or 0.0,
         "sinks": s_aux,
     }
-    if attention_mask is not None and attention_mask.dim() == 4:
-        out = dense_attention(
-            query, key, value, mask=_boolean(attention_mask), dropout=dropout, **options
-        )
-        return out.transpose(1, 2).contiguous(), None
+    windowed = windows.is_window(attention_mask)
+    if attention_mask is not None and attention_mask.dim() == 4 and not windowed:
+        mask = _boolean(attention_mask)
+        out = dense_attention(query, key, value, mask=mask, dropout=dropout, **options)
+        return _token_major(out, query, state), None
     if attention_mask is not None:
-        key, value = (x[:, :, : attention_mask.shape[1]] for x in (key, value))
-    index = None
-    if _sparsely(state, module, query, key, dropout, attention_mask, kwargs.get("position_ids")):
-        index = _index(state, module, query, key, attention_mask, options)
-    if index is None:
-        out = dense_attention(query, key, value, keep=attention_mask, dropout=dropout, **options)
+        key, value = (x[:, :, : attention_mask.shape[-1]] for x in (key, value))
+    long = state.sparse(query.shape[2], key.shape[2], query.device.type)
+    if attention_mask is not None and windowed:
+        window = kwargs.get("sliding_window") or int(attention_mask.max())
+        out = _window(
+            query, key, value, attention_mask[:, 0, 0] > 0, window, dropout, state, options
+        )
+    elif long and _sparsely(
+        module, query, dropout, attention_mask, kwargs.get("position_ids"), state
+    ):
+        out = _prefill(module, query, key, value, attention_mask, state, options)
     else:
-        out = _sparse(query, key, value, index, state.impl, options)
-    return out.transpose(1, 2).contiguous(), None
+        out = dense_attention(query, key, value, keep=attention_mask, dropout=dropout, **options)
+    if long and state.on_layer is not None:
+        state.on_layer(int(module.layer_idx))  # type: ignore[arg-type]
+    return _token_major(out, query, state), None
+
+
+def _window(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keep: Tensor,
+    window: int,
+    dropout: float,
+    state: State,
+    options: dict[str, Any],
+) -> Tensor:
+    if window >= key.shape[2]:
+        return dense_attention(query, key, value, keep=keep, dropout=dropout, **options)
+    if dropout or _wants_gradient(query):
+        return windows.dense_window(query, key, value, keep, window, dropout=dropout, **options)
+    index = windows.window_index(query, keep, window)
+    return _sparse(query, key, value, index, state.impl, options)[0]
 
 
 def _sparsely(
-    state: State,
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
     dropout: float,
     keep: Tensor | None,
     positions: Tensor | None,
+    state: State,
 ) -> bool:
-    if not state.sparse(query.shape[2], key.shape[2], query.device.type):
-        return False
-    if dropout or (torch.is_grad_enabled() and query.requires_grad):
+    if dropout or _wants_gradient(query):
         warn_once(
             "dense attention: gradients are on and the sparse kernels have no backward; "
             "call the model under torch.no_grad()"
@@ -148,15 +180,21 @@ def _sparsely(
     return not state.packed
 
 
-def _index(
-    state: State,
+def _wants_gradient(query: Tensor) -> bool:
+    return torch.is_grad_enabled() and query.requires_grad
+
+
+def _prefill(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
+    value: Tensor,
     keep: Tensor | None,
+    state: State,
     options: dict[str, Any],
-) -> SparseIndex | None:
+) -> Tensor:
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    begin = state.mark(query.device)
     index = None
     if layer >= state.starting_layer:
         first, stop = real_bounds(query.shape[0], key.shape[2], query.device, keep)
@@ -169,8 +207,29 @@ def _index(
             impl=state.impl,
         )
         index = state.method.build_index(query, key, context)
-    state.note(layer, index)
-    return index
+    dense = index is None or _covers(index, state)
+    built = state.mark(query.device)
+    recall = None
+    if index is None or dense:
+        out = dense_attention(query, key, value, keep=keep, **options)
+    else:
+        rows = state.recall_rows
+        out, lse = _sparse(query, key, value, index, state.impl, options, return_lse=rows > 0)
+        if lse is not None:
+            recall = kept_mass(query, key, lse, index, rows, **options)
+    end = state.mark(query.device)
+    state.note(LayerRecord(layer, index, dense, begin, built, end, recall))
+    return out
+
+
+def _covers(index: SparseIndex, state: State) -> bool:
+    if state.dense_from > 1 or covered_share(index) < state.dense_from:
+        return False
+    info_once(
+        f"an index that covers {state.dense_from:.0%} or more of the prompt is served densely, "
+        "which is faster; smaller budgets or a longer prompt make it sparse"
+    )
+    return True
 
 
 def _sparse(
@@ -180,11 +239,26 @@ def _sparse(
     index: SparseIndex,
     impl: str,
     options: dict[str, Any],
-) -> Tensor:
+    *,
+    return_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     width = value.shape[-1]
     if width < key.shape[-1]:
         value = nn.functional.pad(value, (0, key.shape[-1] - width))
-    return sparse_attention(query, key, value, index, impl=impl, **options)[..., :width]
+    if return_lse:
+        out, lse = sparse_attention(query, key, value, index, impl=impl, return_lse=True, **options)
+    else:
+        out, lse = sparse_attention(query, key, value, index, impl=impl, **options), None
+    return out[..., :width], lse
+
+
+def _token_major(out: Tensor, query: Tensor, state: State) -> Tensor:
+    """[B, L, H, D] contiguous; in the queries' own memory where nobody needs them any more."""
+    turned, free = out.transpose(1, 2), query.transpose(1, 2)
+    fits = turned.shape == free.shape and free.is_contiguous() and not turned.is_contiguous()
+    if state.reuse and fits and not torch.is_grad_enabled():
+        return free.copy_(turned)
+    return turned.contiguous()
 
 
 def _boolean(given: Tensor) -> Tensor:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+
 from minference import env
 from minference.head_patterns import HeadPatterns
+from minference.integrations.transformers.coverage import DENSE_FROM
+from minference.integrations.transformers.records import LayerRecord, Mark, mark
 from minference.log import info_once
 from minference.methods import MInference
 from minference.methods.base import Method
@@ -15,8 +20,6 @@ from minference.methods.thresholds import min_seq_len
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-    from minference.index import SparseIndex
 
 
 @dataclass
@@ -28,10 +31,14 @@ class State:
         starting_layer: layers below it are dense.
         min_seq_len: context length from which prompts are served sparsely; None asks `method`.
         impl: implementation of the operations.
-        record: whether to keep the indices of the last prefill.
+        record: whether to keep the records of the last prefill.
+        dense_from: covered share from which the dense kernel serves; above 1 never.
+        recall_rows: rows of each layer of which to record the kept mass.
+        on_layer: called with each layer's number after its attention in a long prefill.
+        reuse: whether the answer may take the memory of the queries.
         calls: attention calls so far, dense ones included.
         packed: whether the forward under way holds several sequences in a row.
-        indices: (layer, index) of the last prefill, None for a dense layer.
+        layers: records of the last prefill.
     """
 
     method: Method
@@ -39,9 +46,13 @@ class State:
     min_seq_len: int | None = None
     impl: str = "auto"
     record: bool = False
+    dense_from: float = DENSE_FROM
+    recall_rows: int = 0
+    on_layer: Callable[[int], None] | None = None
+    reuse: bool = False
     calls: int = 0
     packed: bool = False
-    indices: list[tuple[int, SparseIndex | None]] = field(default_factory=list)
+    layers: list[LayerRecord] = field(default_factory=list)
 
     def sparse(self, q_len: int, kv_len: int, device_type: str) -> bool:
         """Whether a call of these lengths is a long prefill."""
@@ -49,13 +60,17 @@ class State:
         least = min_seq_len(self.method, device_type) if least is None else least
         return q_len > 1 and kv_len >= least and 2 * q_len >= min(least, 256) and not env.disabled()
 
-    def note(self, layer: int, index: SparseIndex | None) -> None:
-        """Keeps the index of a layer; the first layer of a prefill drops those of the last."""
+    def mark(self, device: torch.device) -> Mark:
+        """The time, where records are kept."""
+        return mark(device) if self.record else 0.0
+
+    def note(self, layer: LayerRecord) -> None:
+        """Keeps the record of a layer; the first layer of a prefill drops those of the last."""
         if not self.record:
             return
-        if self.indices and layer <= self.indices[-1][0]:
-            self.indices.clear()
-        self.indices.append((layer, index))
+        if self.layers and layer.layer <= self.layers[-1].layer:
+            self.layers.clear()
+        self.layers.append(layer)
 
 
 _STATES: dict[int, tuple[weakref.ref[PreTrainedConfig], State]] = {}

@@ -1,0 +1,60 @@
+"""Whether an index leaves enough out to be worth a sparse kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minference.index import BLOCK, BOTH_HALVES, TILE, SparseIndex
+
+DENSE_FROM = 0.9
+"""Share of the causal area from which the dense kernel serves. The dense kernels reach 1.1 times
+the rate of the sparse ones over what they compute, so that no index above it can win."""
+
+
+def covered_share(index: SparseIndex) -> float:
+    """About the share of the causal area that an index computes, from its lists' lengths with one
+    host synchronisation. Columns inside computed blocks count twice, so it is seldom too low."""
+    begin = (index.kv_len - index.q_len - index.first).clamp(min=0).long()
+    stop = torch.minimum(index.stop - index.first, begin + index.q_len).clamp(min=0).long()
+    tiles = torch.arange(-(-index.kv_len // TILE), device=index.device)
+    first = begin // TILE
+    here = (tiles >= first[:, None]) & (tiles * TILE < stop[:, None])  # [B, T]
+    size = index.group_tiles.long()[:, None]
+    group = (tiles // size)[None] - (first[:, None, None] // size)  # [B, H, T]
+    bits = index.blocks.values[index.blocks.values % 4 > 0] % 4
+    halves = (1 + (bits == BOTH_HALVES).float().mean()) / 2 if bits.numel() else 1
+    blocks = _listed(index.blocks.count, group) * halves + _offsets(index, tiles, group)
+    # the two blocks on the diagonal hold a tile's rows of keys, half of them after the row
+    causal = tiles * TILE + TILE // 2
+    keys = blocks * BLOCK - TILE // 2 + _columns(index, tiles)
+    wanted = (torch.minimum(keys, causal.expand_as(keys)) * here[:, None]).sum(dim=-1)
+    area = (causal * here).sum(dim=-1, keepdim=True).clamp(min=1)
+    return float((wanted / area).mean())
+
+
+def _listed(count: Tensor, group: Tensor) -> Tensor:
+    inside = (group >= 0) & (group < count.shape[2])
+    return count.long().gather(2, group.clamp(0, count.shape[2] - 1)) * inside
+
+
+def _offsets(index: SparseIndex, tiles: Tensor, group: Tensor) -> Tensor:
+    """Offsets of each tile that stay at or behind position 0, [B, H, T]."""
+    lists = index.offsets
+    if lists.count.shape[2] > 1:
+        return _listed(lists.count, group)
+    return _below(lists.values, lists.start, lists.count, 2 * tiles + 1)
+
+
+def _columns(index: SparseIndex, tiles: Tensor) -> Tensor:
+    lists = index.columns
+    return _below(lists.values, lists.start, lists.count, tiles * TILE + TILE // 2)
+
+
+def _below(values: Tensor, start: Tensor, count: Tensor, limits: Tensor) -> Tensor:
+    """How many entries of each [B, H, 1] list are smaller than each limit: [B, H, limits]."""
+    places = torch.arange(max(1, int(count.max())), device=values.device)
+    at = (start + places).clamp(max=values.shape[0] - 1)
+    rows = torch.where(places < count, values[at].long(), torch.iinfo(torch.int64).max)
+    wanted = limits.expand(*rows.shape[:2], -1).contiguous()
+    return torch.searchsorted(rows.contiguous(), wanted)

@@ -1,0 +1,117 @@
+"""What a prefill tells: density, time, recall, progress; and when it is served densely."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+import minference
+from minference.head_patterns import default_patterns
+from minference.index import SparseIndex
+from minference.integrations.transformers.coverage import covered_share
+from minference.integrations.transformers.records import kept_mass, mark, seconds
+from minference.methods import AShape, Method, MInference, TriShape
+from minference.ops.attention.api import sparse_attention
+from minference.patterns import BlockSparse, VerticalSlash
+from minference.testing import context_for, layout_of, random_qkv, tiny_model
+
+IDS = torch.randint(3, 320, (1, 300), generator=torch.Generator().manual_seed(0))
+NARROW = AShape(sink=4, local=64, min_seq_len=0)
+METHODS = {
+    "a_shape": AShape(sink=64, local=256),
+    "tri_shape": TriShape(sink=64, local=256),
+    "lines": MInference(patterns=default_patterns(1, 4, VerticalSlash(100, 400))),
+    "blocks": MInference(patterns=default_patterns(1, 4, BlockSparse(10))),
+    "all": MInference(patterns=default_patterns(1, 4, VerticalSlash(4096, 4096))),
+}
+
+
+def index_of(method: Method, queries: int, keys: int) -> SparseIndex:
+    q, k, _ = random_qkv(4, 2, queries, keys)
+    index = method.build_index(q, k, context_for(layout_of(q, k), 4))
+    assert index is not None
+    return index
+
+
+@pytest.mark.parametrize("queries", [4096, 1000])
+@pytest.mark.parametrize("name", METHODS)
+def test_covered_share_is_near_the_density(name: str, queries: int) -> None:
+    index = index_of(METHODS[name], queries, 4096)
+    density = index.density()
+    assert density - 0.01 <= covered_share(index) <= density + 0.05
+
+
+def test_an_index_of_nearly_all_is_served_densely(caplog: pytest.LogCaptureFixture) -> None:
+    minference.log.forget_messages()
+    model, wide = tiny_model(), AShape(sink=4, local=300, min_seq_len=0)
+    ids = torch.randint(3, 320, (1, 600))
+    with torch.no_grad():
+        before = model(ids).logits
+        with (
+            caplog.at_level(logging.INFO, "minference"),
+            minference.attach(model, wide, record=True) as handle,
+        ):
+            torch.testing.assert_close(model(ids).logits, before, atol=1e-4, rtol=1e-4)
+            rows = handle.records
+            assert handle.indices == [(layer, None) for layer in range(4)]
+        assert caplog.text.count("is served densely") == 1
+        with minference.attach(model, wide, record=True, dense_from=2) as handle:
+            model(ids)
+            assert all(index is not None for _, index in handle.indices)
+            sparse = handle.records
+    assert [row["density"] for row in rows] == [1.0] * 4
+    assert [row["index_density"] for row in rows] == [row["density"] for row in sparse]
+    assert all(row["density"] < 1 for row in sparse)
+
+
+def test_times_and_progress_by_layer() -> None:
+    model, seen = tiny_model(), []
+    options = {"dense_from": 2, "on_layer": seen.append, "record": True, "starting_layer": 1}
+    with torch.no_grad(), minference.attach(model, NARROW, **options) as handle:
+        cache = model(IDS).past_key_values
+        model(IDS[:, :1], past_key_values=cache)
+        assert seen == [0, 1, 2, 3]
+        assert all(row["attention_seconds"] > 0 for row in handle.records)
+        assert all(row["index_seconds"] >= 0 for row in handle.records)
+
+
+def test_recall_is_the_share_of_mass_kept() -> None:
+    q, k, v = random_qkv(4, 2, 200, 333, batch=2)
+    layout = layout_of(q, k, left_padding=(0, 150))
+    index = AShape(sink=3, local=20).build_index(q, k, context_for(layout, 4))
+    sinks = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    options = {"scale": 0.3, "softcap": 5.0, "sinks": sinks}
+    _, lse = sparse_attention(q, k, v, index, return_lse=True, **options)
+    got = kept_mass(q, k, lse, index, 200, **options)
+    scores = 5.0 * torch.tanh(q @ k.repeat_interleave(2, dim=1).transpose(2, 3) * 0.3 / 5.0)
+    weights = torch.cat([scores, sinks[None, :, None, None].expand(2, 4, 200, 1)], dim=-1).exp()
+    places = torch.arange(333)
+    causal = (places <= torch.arange(133, 333)[:, None])[None, None].repeat(2, 1, 1, 1)
+    causal[1, ..., :150] = False
+    kept, every = (
+        (weights[..., :-1] * mask).sum(-1) + weights[..., -1]
+        for mask in (index.to_dense_mask(), causal)
+    )
+    real = (torch.arange(133, 333) >= torch.tensor([[0], [150]]))[:, None].expand(2, 4, 200)
+    torch.testing.assert_close(got[real], (kept / every)[real], atol=1e-4, rtol=1e-4)
+
+
+def test_recall_is_recorded_when_asked() -> None:
+    model = tiny_model()
+    with torch.no_grad(), minference.attach(model, NARROW, dense_from=2, recall_rows=9) as handle:
+        model(IDS)
+        for row in handle.records:
+            assert 0 < row["recall_min"] <= row["recall"] <= 1 + 1e-5
+
+
+def test_the_clock_counts_seconds() -> None:
+    begin = mark(torch.device("cpu"))
+    assert 0 <= seconds(begin, mark(torch.device("cpu"))) < 5
+
+
+@pytest.mark.parametrize("name", ["recall_rows", "dense_from"])
+def test_negative_numbers_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1"):
+        minference.attach(tiny_model(), NARROW, **{name: -1})
