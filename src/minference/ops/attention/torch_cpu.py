@@ -39,10 +39,7 @@ class _Scratch:
 
     def gather(self, name: str, source: Float[Tensor, "N D"], keys: Int[Tensor, "T n"]) -> Tensor:
         rows = self.take(name, keys.numel(), source.shape[1])
-        if source.dtype == rows.dtype:
-            torch.index_select(source, 0, keys.flatten(), out=rows)
-        else:
-            rows.copy_(source.index_select(0, keys.flatten()))
+        torch.index_select(source, 0, keys.flatten(), out=rows)
         return rows.view(*keys.shape, -1)
 
 
@@ -206,35 +203,53 @@ def sparse_attention(
 
     Rows that are padding give 0 and -inf.
     """
-    batch, heads, q_len, dim = q.shape
+    batch, heads, q_len, _ = q.shape
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = torch.full((batch, heads, q_len), -torch.inf) if return_lse else None
-    share, scratch = heads // index.heads, _Scratch()
-    windows, sinks = index.window.tolist(), index.sink.tolist()
-    for b, h in itertools.product(range(batch), range(index.heads)):
-        shift = index.query_start(b)
-        own, kv_head = slice(h * share, (h + 1) * share), h * k.shape[1] // index.heads
+    kv_heads, share, scratch = k.shape[1], heads // index.heads, _Scratch()
+    for b, kv_head in itertools.product(range(batch), range(kv_heads)):
         real = slice(int(index.first[b]), int(index.stop[b]))
-        for queries, keys, doubtful in _batches(index, b, h, share):
-            at = (queries - shift).flatten()
-            asked = q[b, own].index_select(1, at).float().mul_(scale)
-            asked = asked.view(share, *queries.shape, dim).transpose(0, 1)
-            there = keys.clamp(max=real.stop - real.start - 1)
-            gathered = scratch.gather("keys", k[b, kv_head, real], there)
-            scores = scratch.take("scores", *asked.shape[:3], keys.shape[1])
-            flat = scores.flatten(1, 2)
-            torch.bmm(asked.flatten(1, 2), gathered.transpose(1, 2), out=flat)
-            if softcap:
-                scores.div_(softcap).tanh_().mul_(softcap)
-            _hide(scores, keys, queries, doubtful, windows[h], sinks[h])
-            if lse is not None:
-                total = scores.logsumexp(dim=-1).transpose(0, 1)
-                lse[b, own].index_copy_(1, at, total.flatten(1))
-            torch.softmax(flat, dim=-1, out=flat)
-            threshold(flat, TINY, 0.0, inplace=True)
-            answer = scratch.take("answer", *asked.shape)
-            gathered = scratch.gather("values", v[b, kv_head, real], there)
-            torch.bmm(flat, gathered, out=answer.flatten(1, 2))
-            answer = answer.transpose(0, 1).flatten(1, 2)
-            out[b, own].index_copy_(1, at, answer.to(q.dtype))
+        keys, values = (x[b, kv_head, real].float().contiguous() for x in (k, v))
+        first = kv_head * index.heads // kv_heads
+        for h in range(first, first + index.heads // kv_heads):
+            own = slice(h * share, (h + 1) * share)
+            to = out[b, own], None if lse is None else lse[b, own]
+            _attend(q[b, own], keys, values, to, index, (b, h), scale, softcap, scratch)
     return out, lse
+
+
+def _attend(
+    q: Float[Tensor, "G L D"],
+    k: Float[Tensor, "N D"],
+    v: Float[Tensor, "N D"],
+    to: tuple[Float[Tensor, "G L D"], Float[Tensor, "G L"] | None],
+    index: SparseIndex,
+    place: tuple[int, int],
+    scale: float,
+    softcap: float,
+    scratch: _Scratch,
+) -> None:
+    """Attention of the query heads that share the lists of batch row and head `place`."""
+    out, lse = to
+    b, h = place
+    shift, window, sink = index.query_start(b), int(index.window[h]), int(index.sink[h])
+    for queries, keys, doubtful in _batches(index, b, h, len(q)):
+        at, there = (queries - shift).flatten(), keys.clamp(max=len(k) - 1)
+        asked = q.index_select(1, at).float().mul_(scale)
+        asked = asked.view(len(q), *queries.shape, -1).transpose(0, 1)
+        scores = scratch.take("scores", *asked.shape[:3], keys.shape[1])
+        flat = scores.flatten(1, 2)
+        gathered = scratch.gather("keys", k, there)
+        torch.bmm(asked.flatten(1, 2), gathered.transpose(1, 2), out=flat)
+        if softcap:
+            scores.div_(softcap).tanh_().mul_(softcap)
+        _hide(scores, keys, queries, doubtful, window, sink)
+        if lse is not None:
+            total = scores.logsumexp(dim=-1).transpose(0, 1)
+            lse.index_copy_(1, at, total.flatten(1))
+        torch.softmax(flat, dim=-1, out=flat)
+        threshold(flat, TINY, 0.0, inplace=True)
+        answer = scratch.take("answer", *asked.shape)
+        gathered = scratch.gather("values", v, there)
+        torch.bmm(flat, gathered, out=answer.flatten(1, 2))
+        out.index_copy_(1, at, answer.transpose(0, 1).flatten(1, 2).to(out.dtype))
