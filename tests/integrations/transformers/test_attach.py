@@ -38,7 +38,7 @@ def model() -> torch.nn.Module:
 def test_detach_puts_everything_back(model: torch.nn.Module) -> None:
     before = logits(model)
     keys, hooks = set(model.config.__dict__), len(model._forward_hooks)
-    handle = attach(model, NARROW, chunk_tokens=64)
+    handle = attach(model, NARROW, chunk_tokens=64, kv="host")
     assert not torch.allclose(logits(model), before, atol=1e-3)
     handle.detach()
     handle.detach()

@@ -10,6 +10,7 @@ import torch
 
 from minference import MInference, UnsupportedError
 from minference.head_patterns import default_patterns
+from minference.integrations.transformers.host_cache import is_on_host
 from minference.methods import AShape
 from minference.testing import tiny_model
 
@@ -55,9 +56,21 @@ def test_what_others_do_is_refused_by_name() -> None:
         MInference("minferense")
 
 
-def test_kv_cache_cpu_is_the_offloaded_cache() -> None:
-    model = MInference("dense", kv_cache_cpu=True)(tiny_model())
-    assert model.generation_config.cache_implementation == "offloaded"
+@pytest.mark.parametrize("attn_type", ["dense", "a_shape"])
+def test_kv_cache_cpu_keeps_the_cache_on_the_host(attn_type: str) -> None:
+    plain, ids = tiny_model(), torch.arange(3, 40)[None]
+    before = set(plain.__dict__)
+    expected = plain.generate(ids, max_new_tokens=5, do_sample=False)
+    model = MInference(attn_type, kv_cache_cpu=True)(plain)
+    out = model.generate(ids, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
+    assert torch.equal(out.sequences, expected)
+    assert is_on_host(out.past_key_values)
+    model.minference.detach()
+    assert set(model.__dict__) == before
+    assert model.generation_config.cache_implementation is None
+    out = model.generate(ids, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
+    assert not is_on_host(out.past_key_values)
+    assert torch.equal(out.sequences, expected)
 
 
 def test_plain_types_leave_the_model_alone() -> None:

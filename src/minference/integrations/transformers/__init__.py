@@ -4,11 +4,13 @@ Importing this package registers `attn_implementation="minference"`, which then 
 """
 
 from minference.integrations.transformers.attach import Handle, attach
+from minference.integrations.transformers.host_cache import HostCache
 from minference.integrations.transformers.memory import Memory, check_memory, estimate_memory
 from minference.integrations.transformers.patch import MInference, attn_types
 
 __all__ = [
     "Handle",
+    "HostCache",
     "MInference",
     "Memory",
     "attach",

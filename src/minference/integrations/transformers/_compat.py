@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ from transformers.masking_utils import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _FIELD = "_attn_implementation_internal"
+_ROTARY = "apply_rotary_pos_emb"
 _WINDOWED = sliding_window_causal_mask_function(1).__code__
 _WINDOW = sliding_window_overlay(1).__code__
 
@@ -67,3 +69,26 @@ def written_mask(**arguments: Any) -> Tensor | None:  # noqa: ANN401
     """The mask of the host's SDPA path, [B, 1, L, N] bool, never left out."""
     arguments["allow_is_causal_skip"] = False
     return sdpa_mask(**arguments)
+
+
+def with_rotary(
+    module: nn.Module, change: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Callable[..., Any] | None:
+    """The module's own forward, except that it looks its rotary application up changed.
+
+    None for modules without one, and for those whose forward another library holds already.
+    """
+    forward = type(module).forward
+    code = getattr(forward, "__code__", None)
+    if code is None or _ROTARY not in code.co_names or "forward" in module.__dict__:
+        return None
+    scope = forward.__globals__
+    changed = types.FunctionType(
+        code,
+        {**scope, _ROTARY: change(scope[_ROTARY])},
+        forward.__name__,
+        forward.__defaults__,
+        forward.__closure__,
+    )
+    changed.__kwdefaults__ = forward.__kwdefaults__
+    return types.MethodType(changed, module)

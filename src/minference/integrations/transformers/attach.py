@@ -14,6 +14,13 @@ from minference.integrations.transformers import _compat, state
 from minference.integrations.transformers.attention import NAME
 from minference.integrations.transformers.chunks import chunk_token_wise
 from minference.integrations.transformers.coverage import DENSE_FROM
+from minference.integrations.transformers.host_cache import (
+    HostCache,
+    check_kv,
+    is_on_host,
+    to_host,
+)
+from minference.integrations.transformers.memory import check_memory
 from minference.log import warn_once
 from minference.methods import MInference, get_method
 from minference.methods.base import Method
@@ -31,17 +38,26 @@ class Handle:
     """An attached model; leaving the context or `detach` puts everything back."""
 
     def __init__(
-        self, model: PreTrainedModel, own: state.State, *, chunk_tokens: int | None = None
+        self,
+        model: PreTrainedModel,
+        own: state.State,
+        *,
+        chunk_tokens: int | None = None,
+        kv: str = "device",
     ) -> None:
         self._state = own
+        self._model = model
+        self._chunk_tokens, self._kv = chunk_tokens, kv
         self._config = model.config.get_text_config(decoder=True)
         self._before = _compat.implementation(self._config)
         if self._before == NAME:
             raise ValueError("the model is attached already; detach the other handle first")
+        self._undo = [] if chunk_tokens is None else chunk_token_wise(model, chunk_tokens)
         state.put(self._config, own)
         _compat.set_implementation(self._config, NAME)
-        self._undo = [] if chunk_tokens is None else chunk_token_wise(model, chunk_tokens)
         self._check = model.register_forward_hook(self._after_forward)
+        before = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        self._undo.append(before.remove)
 
     @property
     def method(self) -> Method:
@@ -68,9 +84,11 @@ class Handle:
             state.drop(self._config)
             _compat.set_implementation(self._config, self._before)
         self._check.remove()
-        for undo in self._undo:
+        for undo in reversed(self._undo):
             undo()
         self._undo = []
+        if self._model.__dict__.get("minference") is self:
+            del self._model.minference
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +100,40 @@ class Handle:
         trace: TracebackType | None,
     ) -> None:
         self.detach()
+
+    def _before_forward(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Before a prompt: the memory that it needs, and its cache on the host."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        ids = kwargs.get("inputs_embeds") if ids is None else ids
+        if ids is None or ids.shape[1] == 1:
+            return None
+        batch, tokens = ids.shape[:2]
+        if self._chunk_tokens is not None and kwargs.get("output_router_logits"):
+            raise UnsupportedError(
+                "router logits are not collected while experts run in chunks; use "
+                "output_router_logits=False or chunk_tokens=None"
+            )
+        if self._state.sparse(tokens, tokens, ids.device.type) and _on_one_device(self._model):
+            keep = kwargs.get("logits_to_keep", 0)
+            options = {"chunk_tokens": self._chunk_tokens, "kv": self._kv}
+            logits = (keep or tokens) if isinstance(keep, int) else keep.numel()
+            check_memory(self._model, tokens, batch=batch, logits=logits, **options)
+        if self._kv == "device":
+            return None
+        return args, kwargs | {"past_key_values": self._cache(kwargs)}
+
+    def _cache(self, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        cache = kwargs.get("past_key_values")
+        fp8 = self._kv == "host_fp8"
+        if cache is None:
+            used = kwargs.get("use_cache")
+            used = self._config.use_cache if used is None else used
+            return HostCache(self._config, fp8=fp8) if used else None
+        if not is_on_host(cache) and not cache.get_seq_length():
+            to_host(cache, self._config, fp8=fp8)
+        return cache
 
     def _after_forward(self, model: nn.Module, args: object, output: object) -> None:
         self._check.remove()
@@ -105,6 +157,7 @@ def attach(
     recall_rows: int = 0,
     on_layer: Callable[[int], None] | None = None,
     chunk_tokens: int | None = None,
+    kv: str = "device",
 ) -> Handle:
     """Prefills long prompts of a transformers model sparsely; everything else stays dense.
 
@@ -120,12 +173,17 @@ def attach(
             the dense kernel, which is then faster; above 1 for never.
         recall_rows: also record the attention mass that so many rows of each layer keep.
         on_layer: called with the layer's number after each attention of a long prefill.
-        chunk_tokens: run MLPs over that many tokens at a time, which bounds their memory.
+        chunk_tokens: run norms, MLPs and rotary embeddings over that many tokens at a time, which
+            bounds their memory; 8192 suits a GPU. What they give is the same.
+        kv: where keys and values stay: "device", "host" (a layer's are on the device while it
+            computes), or "host_fp8" (e4m3 there: decoding sees them to one part in 16).
 
     Raises:
         ValueError: patterns of another shape, a bad number, or a model that is attached already.
-        UnsupportedError: a model without causal attention or outside the attention interface.
+        UnsupportedError: here, a model without causal attention or outside the attention interface;
+            when called, a prompt that cannot fit into memory.
     """
+    check_kv(kv)
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedError(
             f"{type(model).__name__} is an encoder-decoder; sparse prefill serves decoder-only "
@@ -154,8 +212,13 @@ def attach(
         dense_from=dense_from,
         recall_rows=recall_rows,
         on_layer=on_layer,
+        reuse=chunk_tokens is not None,
     )
-    return Handle(model, own, chunk_tokens=chunk_tokens)
+    return Handle(model, own, chunk_tokens=chunk_tokens, kv=kv)
+
+
+def _on_one_device(model: PreTrainedModel) -> bool:
+    return len(set(getattr(model, "hf_device_map", {"": 0}).values())) == 1
 
 
 def _method(model: PreTrainedModel, given: Method | str | None) -> Method:

@@ -1,15 +1,24 @@
-"""Long-prompt mode: MLPs of one model instance run over a few tokens at a time, with an undo."""
+"""Long-prompt mode: token-wise work of one model over a few tokens at a time, with an undo.
+
+Norms, MLPs and the rotary application need several times their result as scratch. Linear
+projections need none beyond their result, so they stay whole.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from minference.integrations.transformers import _compat
 
-def chunk_token_wise(model: nn.Module, tokens: int) -> list[Callable[[], None]]:
-    """Wraps the dense MLPs of a model; mixtures of experts stay whole.
+Undo = Callable[[], None]
+
+
+def chunk_token_wise(model: nn.Module, tokens: int) -> list[Undo]:
+    """Wraps the norms, MLPs and the rotary application of a model.
 
     Returns:
         Functions that undo the wrapping.
@@ -21,26 +30,94 @@ def chunk_token_wise(model: nn.Module, tokens: int) -> list[Callable[[], None]]:
         raise ValueError(f"chunk_tokens must be at least 1, got {tokens}")
     undo = []
     for module in model.modules():
-        mlp = getattr(module, "mlp", None)
-        if isinstance(mlp, nn.Module) and not hasattr(mlp, "experts"):
-            undo.append(_wrap(mlp, tokens))
+        for name in ("mlp", "feed_forward"):
+            mlp = getattr(module, name, None)
+            if isinstance(mlp, nn.Module):
+                undo.append(_wrap(mlp, _chunked_mlp(mlp.forward, tokens)))
+        if type(module).__name__.endswith(("RMSNorm", "LayerNorm")):
+            undo.append(_wrap(module, _chunked_norm(module.forward, tokens)))
+        forward = _compat.with_rotary(module, lambda plain: _chunked_rotary(plain, tokens))
+        if forward is not None:
+            undo.append(_wrap(module, forward))
     return undo
 
 
-def _wrap(mlp: nn.Module, tokens: int) -> Callable[[], None]:
-    plain = mlp.forward
-    own = mlp.__dict__.get("forward")
-
-    def forward(x: Tensor) -> Tensor:
-        if x.dim() != 3 or x.shape[1] <= tokens:
-            return plain(x)
-        return torch.cat([plain(part) for part in x.split(tokens, dim=1)], dim=1)
+def _wrap(module: nn.Module, forward: Callable[..., Any]) -> Undo:
+    own = module.__dict__.get("forward")
 
     def undo() -> None:
         if own is None:
-            mlp.__dict__.pop("forward", None)
+            module.__dict__.pop("forward", None)
         else:
-            mlp.forward = own
+            module.forward = own
 
-    mlp.forward = forward
+    module.forward = forward
     return undo
+
+
+def _in_chunks(plain: Callable[[Tensor], Tensor], x: Tensor, dim: int, tokens: int) -> Tensor:
+    """The parts of a result over `dim`, which some experts hand back without the dimensions before
+    it."""
+    out, at = None, dim
+    for begin in range(0, x.shape[dim], tokens):
+        size = min(tokens, x.shape[dim] - begin)
+        part = plain(x.narrow(dim, begin, size))
+        if out is None:
+            at = dim - x.dim() + part.dim()
+            shape = list(part.shape)
+            shape[at] = x.shape[dim]
+            out = part.new_empty(shape)
+        out.narrow(at, begin, size).copy_(part)
+    return plain(x) if out is None else out
+
+
+def _chunked_mlp(plain: Callable[..., Any], tokens: int) -> Callable[..., Any]:
+    def forward(x: Tensor, *args: object, **kwargs: object) -> Any:  # noqa: ANN401
+        # experts see flattened tokens, which are in order for one row only
+        if torch.is_grad_enabled() or x.dim() != 3 or x.shape[0] > 1 or args or kwargs:
+            return plain(x, *args, **kwargs)
+        if x.shape[1] <= tokens:
+            return plain(x)
+        rest: list[Any] = []
+
+        def first(part: Tensor) -> Tensor:
+            got = plain(part)
+            if isinstance(got, tuple):
+                rest.append(got[1:])
+                return got[0]
+            return got
+
+        out = _in_chunks(first, x, 1, tokens)
+        # what a router says of each token
+        more = (torch.cat(parts, dim=parts[0].dim() - 2) for parts in zip(*rest, strict=True))
+        return (out, *more) if rest else out
+
+    return forward
+
+
+def _chunked_norm(plain: Callable[..., Tensor], tokens: int) -> Callable[..., Tensor]:
+    def forward(x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        # a norm looks at the last dimension alone: any other may be cut, the tokens are the longest
+        dim = max(range(x.dim() - 1), key=lambda d: x.shape[d], default=0)
+        if torch.is_grad_enabled() or x.dim() < 3 or x.shape[dim] <= tokens or args or kwargs:
+            return plain(x, *args, **kwargs)
+        return _in_chunks(plain, x, dim, tokens)
+
+    return forward
+
+
+def _chunked_rotary(plain: Callable[..., Any], tokens: int) -> Callable[..., Any]:
+    """Rotates in place: q and k are fresh from their projections or norms, and not used again."""
+
+    def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        length = q.shape[2] if q.dim() == 4 else 0
+        fits = cos.dim() == 3 and cos.shape[1] == sin.shape[1] == k.shape[2] == length
+        if torch.is_grad_enabled() or not fits or args or kwargs or length <= tokens:
+            return plain(q, k, cos, sin, *args, **kwargs)
+        for begin in range(0, length, tokens):
+            own = slice(begin, begin + tokens)
+            turned = plain(q[:, :, own], k[:, :, own], cos[:, own], sin[:, own])
+            q[:, :, own], k[:, :, own] = turned
+        return q, k
+
+    return rotary

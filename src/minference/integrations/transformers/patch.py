@@ -28,7 +28,7 @@ class MInference:
         model_name: hub id whose published patterns to use; the model itself may be local.
         config_path: pattern file, which must fit the model.
         starting_layer: layers below it are dense; -1 for none.
-        kv_cache_cpu: keep keys and values on the host, by transformers' offloaded cache.
+        kv_cache_cpu: keep keys and values on the host, as kv="host" of `attach`.
         kv_type: "dense" alone; kvpress compresses caches and composes with this library.
         is_search: False alone; `minference search` searches.
         attn_kwargs: options of the method, such as {"sink": 128}.
@@ -74,12 +74,14 @@ class MInference:
         """As calling it."""
         if self.attn_type == "vllm":
             return self._patch_vllm(model)
-        if self.kv_cache_cpu:
-            model.generation_config.cache_implementation = "offloaded"
-        if self.attn_type in _PLAIN:
+        plain = self.attn_type in _PLAIN
+        if plain and not self.kv_cache_cpu:
             return model
-        method = self._method(model.config.get_text_config(decoder=True))
-        model.minference = attach(model, method, starting_layer=self.starting_layer)
+        method: Method = methods.Dense()
+        if not plain:
+            method = self._method(model.config.get_text_config(decoder=True))
+        kv = "host" if self.kv_cache_cpu else "device"
+        model.minference = attach(model, method, starting_layer=self.starting_layer, kv=kv)
         return model
 
     def _method(self, config: Any) -> Method:  # noqa: ANN401
