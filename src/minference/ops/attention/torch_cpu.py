@@ -214,7 +214,8 @@ def sparse_attention(
         for h in range(first, first + index.heads // kv_heads):
             own = slice(h * share, (h + 1) * share)
             to = out[b, own], None if lse is None else lse[b, own]
-            _attend(q[b, own], keys, values, to, index, (b, h), scale, softcap, scratch)
+            asked = (q[b, own].float() * scale).contiguous()
+            _attend(asked, keys, values, to, index, (b, h), softcap, scratch)
     return out, lse
 
 
@@ -225,18 +226,16 @@ def _attend(
     to: tuple[Float[Tensor, "G L D"], Float[Tensor, "G L"] | None],
     index: SparseIndex,
     place: tuple[int, int],
-    scale: float,
     softcap: float,
     scratch: _Scratch,
 ) -> None:
-    """Attention of the query heads that share the lists of batch row and head `place`."""
+    """Attention of scaled queries, the heads that share the lists of batch row and head `place`."""
     out, lse = to
     b, h = place
     shift, window, sink = index.query_start(b), int(index.window[h]), int(index.sink[h])
     for queries, keys, doubtful in _batches(index, b, h, len(q)):
         at, there = (queries - shift).flatten(), keys.clamp(max=len(k) - 1)
-        asked = q.index_select(1, at).float().mul_(scale)
-        asked = asked.view(len(q), *queries.shape, -1).transpose(0, 1)
+        asked = q.index_select(1, at).view(len(q), *queries.shape, -1).transpose(0, 1)
         scores = scratch.take("scores", *asked.shape[:3], keys.shape[1])
         flat = scores.flatten(1, 2)
         gathered = scratch.gather("keys", k, there)
