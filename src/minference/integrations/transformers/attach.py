@@ -137,7 +137,7 @@ class Handle:
 
     def _after_forward(self, model: nn.Module, args: object, output: object) -> None:
         self._check.remove()
-        if not self._state.calls:
+        if not self._state.called:
             self.detach()
             raise UnsupportedError(
                 f"{type(model).__name__} never called the attention interface, so it was not "

@@ -110,7 +110,7 @@ def attention(
             "attn_implementation='sdpa' for this model"
         )
     state = find(module.config)  # type: ignore[arg-type]
-    state.calls += 1
+    state.called = True
     options = {
         "scale": query.shape[-1] ** -0.5 if scaling is None else scaling,
         "softcap": softcap or 0.0,

@@ -36,7 +36,7 @@ class State:
         recall_rows: rows of each layer of which to record the kept mass.
         on_layer: called with each layer's number after its attention in a long prefill.
         reuse: whether the answer may take the memory of the queries.
-        calls: attention calls so far, dense ones included.
+        called: whether attention was asked for, dense or not.
         packed: whether the forward under way holds several sequences in a row.
         layers: records of the last prefill.
     """
@@ -50,7 +50,7 @@ class State:
     recall_rows: int = 0
     on_layer: Callable[[int], None] | None = None
     reuse: bool = False
-    calls: int = 0
+    called: bool = False
     packed: bool = False
     layers: list[LayerRecord] = field(default_factory=list)
 
