@@ -60,10 +60,10 @@ def _halves(index: SparseIndex, b: int, h: int, tiles: Int[Tensor, " T"]) -> Int
     """`SparseIndex.tile_blocks` of several tiles at once."""
     size = int(index.group_tiles[h])
     groups = tiles // size - (max(index.query_start(b), 0) // TILE) // size
-    halves = torch.zeros(len(tiles), 2 * int(tiles[-1]) + 2, dtype=torch.uint8)
+    halves = torch.zeros(len(tiles), 2 * int(tiles[-1]) + 2, dtype=torch.int8)
     entries, of = _members(index.blocks, b, h, groups)
     seen = entries // 4 <= 2 * tiles[of] + 1
-    halves[of[seen], entries[seen] // 4] = (entries[seen] % 4).to(torch.uint8)
+    halves[of[seen], entries[seen] // 4] = (entries[seen] % 4).to(torch.int8)
     offsets, of = _members(index.offsets, b, h, groups)
     blocks = 2 * tiles[of] - offsets
     seen = blocks >= 0
