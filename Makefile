@@ -39,7 +39,8 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 run: $(READY)
-	OMP_NUM_THREADS=2 $(BIN)/minference run models/needle --demo-facts --tokens 16k --compare $(RUN_ARGS)
+	OMP_NUM_THREADS=2 $(BIN)/minference run models/needle --demo-facts --tokens 16k --compare \
+	  --plot out/run.png --layer 3 --head 0 $(RUN_ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS) tests

@@ -18,6 +18,7 @@ class Seen:
         q: its queries, [L, D].
         k: its keys, [N, D].
         index: the index of all heads of the call.
+        heads: how many query heads the call had.
         scale: factor of the scores.
         softcap: as in `sparse_attention`.
     """
@@ -25,6 +26,7 @@ class Seen:
     q: Tensor
     k: Tensor
     index: SparseIndex
+    heads: int
     scale: float
     softcap: float
 
@@ -55,6 +57,7 @@ class Probe(Method):
                     q[0, own].clone(),
                     k[0, own * k.shape[1] // q.shape[1]].clone(),
                     dense_index(context.layout, q.shape[1]) if index is None else index,
+                    q.shape[1],
                     context.scale,
                     context.softcap,
                 )
