@@ -8,8 +8,9 @@ from transformers import DynamicCache
 
 import minference
 from minference import UnsupportedError
-from minference.integrations.transformers import HostCache, host_cache
-from minference.integrations.transformers.host_cache import HostLayer, Piece, WindowLayer, to_host
+from minference.integrations.transformers import HostCache, host_layer
+from minference.integrations.transformers.host_cache import to_host
+from minference.integrations.transformers.host_layer import HostLayer, Piece, WindowLayer
 from minference.methods import AShape
 from minference.testing import tiny_model
 
@@ -19,8 +20,8 @@ NARROW = AShape(sink=4, local=64, min_seq_len=0)
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_cache, "SEGMENT", 70)
-    monkeypatch.setattr(host_cache, "TAIL", 5)
+    monkeypatch.setattr(host_layer, "SEGMENT", 70)
+    monkeypatch.setattr(host_layer, "TAIL", 5)
 
 
 def states(tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

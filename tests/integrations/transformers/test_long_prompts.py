@@ -15,6 +15,7 @@ from minference.integrations.transformers import (
     memory,
     state,
 )
+from minference.integrations.transformers.attention import _token_major
 from minference.methods import AShape, Dense
 from minference.testing import tiny_model
 
@@ -97,6 +98,18 @@ def test_scratch_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> Non
     with torch.no_grad(), minference.attach(model, NARROW, chunk_tokens=37):
         model(IDS[:1])
     assert longest == {"act": 37, "norm": 37, "rotary": 37}
+
+
+def test_the_answer_takes_the_memory_of_the_queries() -> None:
+    query = torch.randn(1, 9, 4, 8).transpose(1, 2)
+    out, expected = torch.randn(1, 4, 9, 8), query.clone()
+    alone = _token_major(out, query, state.State(NARROW))
+    assert torch.equal(query, expected)
+    with torch.no_grad():
+        got = _token_major(out, query, state.State(NARROW, reuse=True))
+    assert torch.equal(got, alone)
+    assert got.is_contiguous()
+    assert got.data_ptr() == query.data_ptr() != alone.data_ptr()
 
 
 def test_gradients_pass_through_whole() -> None:

@@ -1,148 +1,22 @@
-"""`attach`: sparse prefill for one model, as a handle and context manager with a complete undo."""
+"""`attach`: sparse prefill for one model, as a handle and context manager with an undo."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from minference.errors import UnsupportedError
 from minference.head_patterns import HeadPatterns
 from minference.integrations.transformers import _compat, state
-from minference.integrations.transformers.attention import NAME
-from minference.integrations.transformers.chunks import chunk_token_wise
 from minference.integrations.transformers.coverage import DENSE_FROM
-from minference.integrations.transformers.host_cache import (
-    HostCache,
-    check_kv,
-    is_on_host,
-    to_host,
-)
-from minference.integrations.transformers.memory import check_memory
+from minference.integrations.transformers.handle import REMEDY, Handle
+from minference.integrations.transformers.host_cache import check_kv
 from minference.log import warn_once
 from minference.methods import MInference, get_method
 from minference.methods.base import Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-REMEDY = (
-    "use the model's native transformers class (without trust_remote_code; for GLM-4 the '-hf' "
-    "conversion, such as zai-org/glm-4-9b-chat-1m-hf)"
-)
-
-
-class Handle:
-    """An attached model; leaving the context or `detach` puts everything back."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        own: state.State,
-        *,
-        chunk_tokens: int | None = None,
-        kv: str = "device",
-    ) -> None:
-        self._state = own
-        self._model = model
-        self._chunk_tokens, self._kv = chunk_tokens, kv
-        self._config = model.config.get_text_config(decoder=True)
-        self._before = _compat.implementation(self._config)
-        if self._before == NAME:
-            raise ValueError("the model is attached already; detach the other handle first")
-        self._undo = [] if chunk_tokens is None else chunk_token_wise(model, chunk_tokens)
-        state.put(self._config, own)
-        _compat.set_implementation(self._config, NAME)
-        self._check = model.register_forward_hook(self._after_forward)
-        before = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        self._undo.append(before.remove)
-
-    @property
-    def method(self) -> Method:
-        """What builds the indices."""
-        return self._state.method
-
-    @property
-    def records(self) -> list[dict[str, float]]:
-        """The last prefill by layer, as `records.LayerRecord.to_dict` tells it.
-
-        Counted when read, from what `record=True` keeps; layers with a window are not in it.
-        """
-        return [layer.to_dict() for layer in self._state.layers]
-
-    @property
-    def indices(self) -> list[tuple[int, Any]]:
-        """(layer, index) of the last sparse prefill, index None for layers served densely."""
-        layers = self._state.layers
-        return [(layer.layer, None if layer.dense else layer.index) for layer in layers]
-
-    def detach(self) -> None:
-        """Puts the model back as it was. A second call does nothing."""
-        if state.holds(self._config, self._state):
-            state.drop(self._config)
-            _compat.set_implementation(self._config, self._before)
-        self._check.remove()
-        for undo in reversed(self._undo):
-            undo()
-        self._undo = []
-        if self._model.__dict__.get("minference") is self:
-            del self._model.minference
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.detach()
-
-    def _before_forward(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Before a prompt: the memory that it needs, and its cache on the host."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        ids = kwargs.get("inputs_embeds") if ids is None else ids
-        if ids is None or ids.shape[1] == 1:
-            return None
-        batch, tokens = ids.shape[:2]
-        if self._chunk_tokens is not None and kwargs.get("output_router_logits"):
-            raise UnsupportedError(
-                "router logits are not collected while experts run in chunks; use "
-                "output_router_logits=False or chunk_tokens=None"
-            )
-        if self._state.sparse(tokens, tokens, ids.device.type) and _on_one_device(self._model):
-            keep = kwargs.get("logits_to_keep", 0)
-            options = {"chunk_tokens": self._chunk_tokens, "kv": self._kv}
-            logits = (keep or tokens) if isinstance(keep, int) else keep.numel()
-            check_memory(self._model, tokens, batch=batch, logits=logits, **options)
-        if self._kv == "device":
-            return None
-        return args, kwargs | {"past_key_values": self._cache(kwargs)}
-
-    def _cache(self, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        cache = kwargs.get("past_key_values")
-        fp8 = self._kv == "host_fp8"
-        if cache is None:
-            used = kwargs.get("use_cache")
-            used = self._config.use_cache if used is None else used
-            return HostCache(self._config, fp8=fp8) if used else None
-        if not is_on_host(cache) and not cache.get_seq_length():
-            to_host(cache, self._config, fp8=fp8)
-        return cache
-
-    def _after_forward(self, model: nn.Module, args: object, output: object) -> None:
-        self._check.remove()
-        if not self._state.called:
-            self.detach()
-            raise UnsupportedError(
-                f"{type(model).__name__} never called the attention interface, so it was not "
-                f"served; {REMEDY}"
-            )
 
 
 def attach(
@@ -184,16 +58,7 @@ def attach(
             when called, a prompt that cannot fit into memory.
     """
     check_kv(kv)
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedError(
-            f"{type(model).__name__} is an encoder-decoder; sparse prefill serves decoder-only "
-            "causal models"
-        )
-    if not _compat.reaches_interface(model):
-        raise UnsupportedError(
-            f"{type(model).__name__} does not look its attention up in transformers' "
-            f"AttentionInterface; {REMEDY}"
-        )
+    _check_served(model)
     numbers = {
         "starting_layer": starting_layer,
         "min_seq_len": min_seq_len or 0,
@@ -217,8 +82,17 @@ def attach(
     return Handle(model, own, chunk_tokens=chunk_tokens, kv=kv)
 
 
-def _on_one_device(model: PreTrainedModel) -> bool:
-    return len(set(getattr(model, "hf_device_map", {"": 0}).values())) == 1
+def _check_served(model: PreTrainedModel) -> None:
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedError(
+            f"{type(model).__name__} is an encoder-decoder; sparse prefill serves decoder-only "
+            "causal models"
+        )
+    if not _compat.reaches_interface(model):
+        raise UnsupportedError(
+            f"{type(model).__name__} does not look its attention up in transformers' "
+            f"AttentionInterface; {REMEDY}"
+        )
 
 
 def _method(model: PreTrainedModel, given: Method | str | None) -> Method:

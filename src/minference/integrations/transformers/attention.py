@@ -20,64 +20,52 @@ from minference.ops.attention.dense import dense_attention
 from minference.ops.build import Layout
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    pass
 
 NAME = "minference"
 
 
-def mask(
-    *,
-    config: PreTrainedConfig,
-    q_length: int,
-    kv_length: int,
-    q_offset: int | Tensor = 0,
-    kv_offset: int = 0,
-    mask_function: object = None,
-    attention_mask: Tensor | None = None,
-    **rest: Any,  # noqa: ANN401
-) -> Tensor | None:
+def mask(**given: Any) -> Tensor | None:  # noqa: ANN401
     """The mask of a forward: None for plain causal, [B, seen] bool for a long padded prompt,
     [B, 1, 1, seen] integers for a long one's windowed layers, else [B, 1, L, N] bool as SDPA's.
 
     A static cache is longer than what it holds: the width of the first two says which keys count.
+
+    Args:
+        **given: what the host hands to every mask function, by keyword.
     """
-    written = {
-        **rest,
-        "config": config,
-        "q_length": q_length,
-        "kv_length": kv_length,
-        "q_offset": q_offset,
-        "kv_offset": kv_offset,
-        "mask_function": mask_function,
-        "attention_mask": attention_mask,
-    }
-    device = rest.get("device")
-    long = q_length > 1 and find(config).sparse(q_length, kv_length, _type(device))
-    window = _compat.window_of(mask_function) if long else None
-    if window is None and not _compat.is_causal_mask(mask_function):
+    q_length, kv_length, function = (given[x] for x in ("q_length", "kv_length", "mask_function"))
+    q_offset, kv_offset = given.get("q_offset", 0), given.get("kv_offset", 0)
+    device = given.get("device")
+    long = q_length > 1 and find(given["config"]).sparse(q_length, kv_length, _type(device))
+    window = _compat.window_of(function) if long else None
+    if window is None and not _compat.is_causal_mask(function):
         if long:
             info_once("packed, chunked or overlaid layers keep their own dense attention")
-        return _compat.written_mask(**written)
+        return _compat.written_mask(**given)
     if isinstance(q_offset, Tensor) and not long:
-        return _compat.written_mask(**written)
+        return _compat.written_mask(**given)
     seen = int(q_offset) + q_length - kv_offset
-    keep = None
-    if attention_mask is not None and not bool(attention_mask[:, : kv_offset + seen].all()):
-        keep = attention_mask[:, kv_offset : kv_offset + seen].bool()
-        keep = nn.functional.pad(keep, (0, seen - keep.shape[1]))
+    keep = _padding(given.get("attention_mask"), kv_offset, seen)
     if keep is None and kv_length == seen and window is None:
         return None
     if not long:
-        return _compat.written_mask(**written)
+        return _compat.written_mask(**given)
     if keep is not None and _has_holes(keep):
         info_once("padding inside a prompt: the forward is dense; pad at one end for sparse")
-        return _compat.written_mask(**written)
-    batch = int(rest["batch_size"])
+        return _compat.written_mask(**given)
+    batch = int(given["batch_size"])
     if window is not None:
         return windows.window_mask(keep, window, batch, seen, device)
-    if keep is None:
-        return torch.ones(batch, seen, dtype=torch.bool, device=device)
-    return keep
+    return torch.ones(batch, seen, dtype=torch.bool, device=device) if keep is None else keep
+
+
+def _padding(given: Tensor | None, begin: int, seen: int) -> Tensor | None:
+    """Which of `seen` keys are real, [B, seen]; None where all are."""
+    if given is None or bool(given[:, : begin + seen].all()):
+        return None
+    keep = given[:, begin : begin + seen].bool()
+    return nn.functional.pad(keep, (0, seen - keep.shape[1]))
 
 
 def _has_holes(keep: Tensor) -> bool:
@@ -116,28 +104,37 @@ def attention(
         "softcap": softcap or 0.0,
         "sinks": s_aux,
     }
-    windowed = windows.is_window(attention_mask)
-    if attention_mask is not None and attention_mask.dim() == 4 and not windowed:
-        mask = _boolean(attention_mask)
-        out = dense_attention(query, key, value, mask=mask, dropout=dropout, **options)
-        return _token_major(out, query, state), None
-    if attention_mask is not None:
-        key, value = (x[:, :, : attention_mask.shape[-1]] for x in (key, value))
+    out = _attend(module, query, key, value, attention_mask, dropout, state, options, kwargs)
+    return _token_major(out, query, state), None
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    state: State,
+    options: dict[str, Any],
+    more: dict[str, Any],
+) -> Tensor:
+    windowed = windows.is_window(mask)
+    if mask is not None and mask.dim() == 4 and not windowed:
+        return dense_attention(query, key, value, mask=_boolean(mask), dropout=dropout, **options)
+    if mask is not None:
+        key, value = (x[:, :, : mask.shape[-1]] for x in (key, value))
     long = state.sparse(query.shape[2], key.shape[2], query.device.type)
-    if attention_mask is not None and windowed:
-        window = kwargs.get("sliding_window") or int(attention_mask.max())
-        out = _window(
-            query, key, value, attention_mask[:, 0, 0] > 0, window, dropout, state, options
-        )
-    elif long and _sparsely(
-        module, query, dropout, attention_mask, kwargs.get("position_ids"), state
-    ):
-        out = _prefill(module, query, key, value, attention_mask, state, options)
+    if mask is not None and windowed:
+        window = more.get("sliding_window") or int(mask.max())
+        out = _window(query, key, value, mask[:, 0, 0] > 0, window, dropout, state, options)
+    elif long and _sparsely(module, query, dropout, mask, more.get("position_ids"), state):
+        out = _prefill(module, query, key, value, mask, state, options)
     else:
-        out = dense_attention(query, key, value, keep=attention_mask, dropout=dropout, **options)
+        out = dense_attention(query, key, value, keep=mask, dropout=dropout, **options)
     if long and state.on_layer is not None:
         state.on_layer(int(module.layer_idx))  # type: ignore[arg-type]
-    return _token_major(out, query, state), None
+    return out
 
 
 def _window(

@@ -1,0 +1,60 @@
+"""Copy streams, pinned memory and the memory estimate: what only a GPU can show."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import minference
+from minference.integrations.transformers import estimate_memory, host_layer
+from minference.methods import AShape
+from minference.testing import tiny_model
+
+pytestmark = pytest.mark.gpu
+METHOD = AShape(sink=64, local=1024, min_seq_len=4096)
+SHAPE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+SHAPE |= {"num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 1 << 17}
+SHAPE |= {"initializer_range": 0.02}
+
+
+def model_and_ids(tokens: int) -> tuple[torch.nn.Module, torch.Tensor]:
+    model = tiny_model("llama", **SHAPE).to("cuda", torch.bfloat16)
+    return model, torch.randint(3, 320, (1, tokens), device="cuda")
+
+
+@pytest.mark.parametrize("chunk", [None, 9000])
+def test_the_host_cache_gives_the_same_tokens(
+    chunk: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_layer, "SEGMENT", 4096)
+    monkeypatch.setattr(host_layer, "TAIL", 8)
+    model, ids = model_and_ids(20_000)
+    options = {"max_new_tokens": 20, "do_sample": False, "prefill_chunk_size": chunk}
+    options |= {"attention_mask": torch.ones_like(ids), "return_dict_in_generate": True}
+    with minference.attach(model, METHOD):
+        expected = model.generate(ids, **options)
+    with minference.attach(model, METHOD, kv="host"):
+        got = model.generate(ids, **options)
+    assert torch.equal(got.sequences, expected.sequences)
+    for own, other in zip(got.past_key_values.layers, expected.past_key_values.layers, strict=True):
+        assert own._pieces[0][0].data.is_pinned()
+        assert torch.equal(own.keys, other.keys.cpu())
+        assert torch.equal(own.values, other.values.cpu())
+
+
+def test_the_long_mode_takes_what_was_estimated() -> None:
+    model, ids = model_and_ids(1 << 17)
+    peaks = {}
+    modes = {"plain": {}, "long": {"chunk_tokens": 4096, "kv": "host"}}
+    for name, mode in modes.items():
+        need = estimate_memory(model, ids.shape[1], **mode)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        with torch.no_grad(), minference.attach(model, METHOD, record=True, **mode) as handle:
+            before = torch.cuda.memory_allocated()
+            out = model(ids, logits_to_keep=1)
+            assert all(row["attention_seconds"] > 0 for row in handle.records)
+        peaks[name] = torch.cuda.max_memory_allocated() - before
+        assert peaks[name] < 1.25 * need.new + (64 << 20)
+        del out
+    assert peaks["long"] < 0.6 * peaks["plain"]
