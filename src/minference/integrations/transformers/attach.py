@@ -45,7 +45,8 @@ def attach(
         record: keep density and times of the last prefill for `Handle.records`.
         dense_from: layers whose index covers at least that share of the causal area are computed by
             the dense kernel, which is then faster; above 1 for never.
-        recall_rows: also record the attention mass that so many rows of each layer keep.
+        recall_rows: also record the attention mass that so many rows of each layer keep, and their
+            outputs' error.
         on_layer: called with the layer's number after each attention of a long prefill.
         chunk_tokens: run norms, MLPs and rotary embeddings over that many tokens at a time, which
             bounds their memory; 8192 suits a GPU. What they give is the same.

@@ -11,7 +11,7 @@ from minference.errors import UnsupportedError
 from minference.index import SparseIndex, real_bounds
 from minference.integrations.transformers import _compat, windows
 from minference.integrations.transformers.coverage import covered_share
-from minference.integrations.transformers.records import LayerRecord, kept_mass
+from minference.integrations.transformers.records import LayerRecord, kept
 from minference.integrations.transformers.state import State, find
 from minference.log import info_once, warn_once
 from minference.methods.base import Context
@@ -206,16 +206,16 @@ def _prefill(
         index = state.method.build_index(query, key, context)
     dense = index is None or _covers(index, state)
     built = state.mark(query.device)
-    recall = None
+    mass = None
     if index is None or dense:
         out = dense_attention(query, key, value, keep=keep, **options)
     else:
         rows = state.recall_rows
         out, lse = _sparse(query, key, value, index, state.impl, options, return_lse=rows > 0)
         if lse is not None:
-            recall = kept_mass(query, key, lse, index, rows, **options)
+            mass = kept(query, key, value, (out, lse), index, rows, **options)
     end = state.mark(query.device)
-    state.note(LayerRecord(layer, index, dense, begin, built, end, recall))
+    state.note(LayerRecord(layer, index, dense, begin, built, end, mass))
     return out
 
 

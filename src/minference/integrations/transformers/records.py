@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minference.index import SparseIndex
+from minference.ops.attention.recall import dense_rows, kept_mass, output_error, sample_rows
 
 Mark = float | torch.cuda.Event
 
@@ -39,7 +41,8 @@ class LayerRecord:
         index: what the method built, None where it asked for dense attention.
         dense: whether the dense kernel served.
         begin, built, end: marks before the index, between index and attention, and after.
-        recall: share of the attention mass kept by sampled rows, [B, H, R].
+        kept: share of the attention mass kept by sampled rows, [B, H, R], and the relative error
+            of their outputs, [B, H].
     """
 
     layer: int
@@ -48,11 +51,11 @@ class LayerRecord:
     begin: Mark
     built: Mark
     end: Mark
-    recall: Tensor | None = None
+    kept: tuple[Tensor, Tensor] | None = None
 
     def to_dict(self) -> dict[str, float]:
         """Numbers: layer, density of what was computed, seconds; of the index its own density, also
-        where the dense kernel served; recall where it was asked for."""
+        where the dense kernel served; recall and the outputs' error where they were asked for."""
         asked = 1.0 if self.index is None else self.index.density()
         row = {
             "layer": self.layer,
@@ -61,46 +64,34 @@ class LayerRecord:
             "index_seconds": seconds(self.begin, self.built),
             "attention_seconds": seconds(self.built, self.end),
         }
-        if self.recall is not None:
-            row |= {"recall": float(self.recall.mean()), "recall_min": float(self.recall.min())}
+        if self.kept is not None:
+            mass, error = self.kept
+            row |= {"recall": float(mass.mean()), "recall_min": float(mass.min())}
+            row |= {"output_error": float(error.mean())}
         return row
 
 
-def kept_mass(
+def kept(
     query: Tensor,
     key: Tensor,
-    lse: Tensor,
+    value: Tensor,
+    answer: tuple[Tensor, Tensor],
     index: SparseIndex,
     rows: int,
-    *,
-    scale: float,
-    softcap: float,
-    sinks: Tensor | None,
-) -> Tensor:
-    """exp(lse_sparse - lse_dense) of `rows` rows spread over the queries, [B, H, R].
-
-    Rows of padding count as 1.
+    **options: Any,  # noqa: ANN401
+) -> tuple[Tensor, Tensor]:
+    """Attention mass kept by sampled rows, [B, H, R], and the error of their outputs, [B, H].
 
     Args:
         query: [B, H, L, D].
         key: [B, Hkv, N, D].
-        lse: of the sparse attention, [B, H, L], sinks included.
+        value: like key.
+        answer: output and log-sum-exp of the sparse attention, sinks included.
         index: what the sparse attention computed.
         rows: how many rows.
-        scale, softcap, sinks: as in `sparse_attention`.
+        **options: scale, softcap and sinks, as in `sparse_attention`.
     """
-    length, past = query.shape[2], key.shape[2] - query.shape[2]
-    at = torch.linspace(0, length - 1, min(rows, length), device=query.device).round().long()
-    places = torch.arange(key.shape[2], device=query.device)
-    seen = places <= (past + at)[:, None]
-    real = (places >= index.first[:, None]) & (places < index.stop[:, None])  # [B, N]
-    mask = seen & real[:, None]
-    group = query.shape[1] // key.shape[1]
-    dense = []
-    for head in range(query.shape[1]):
-        scores = query[:, head, at].float() * scale @ key[:, head // group].float().transpose(1, 2)
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
-        total = scores.masked_fill_(~mask, -torch.inf).logsumexp(dim=-1)
-        dense.append(total if sinks is None else torch.logaddexp(total, sinks[head].float()))
-    return (lse[:, :, at] - torch.stack(dense, dim=1)).exp().nan_to_num(1.0)
+    at = sample_rows(query.shape[2], rows, query.device)
+    out, lse = (x[:, :, at] for x in answer)
+    dense, dense_lse = dense_rows(query, key, value, index.first, index.stop, at, **options)
+    return kept_mass(lse, dense_lse), output_error(out, dense)
