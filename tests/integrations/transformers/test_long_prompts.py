@@ -153,6 +153,13 @@ def test_a_prompt_that_cannot_fit_says_so_before_it_starts(monkeypatch: pytest.M
     assert len(calls) == 4
 
 
+def test_a_prompt_beyond_the_models_limit_is_refused() -> None:
+    model = tiny_model(max_position_embeddings=100)
+    refused = pytest.raises(ValueError, match="150 tokens and the model takes 100; cut it")
+    with minference.attach(model, NARROW), refused:
+        model(IDS)
+
+
 def test_the_remedy_is_what_helps() -> None:
     model = tiny_model()
     need = estimate_memory(model, 1000, logits=1000)

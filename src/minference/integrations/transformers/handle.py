@@ -94,12 +94,18 @@ class Handle:
     def _before_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Before a prompt: the memory that it needs, and its cache on the host."""
+        """Before a prompt: its length, the memory that it needs, and its cache on the host."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         ids = kwargs.get("inputs_embeds") if ids is None else ids
         if ids is None or ids.shape[1] == 1:
             return None
         batch, tokens = ids.shape[:2]
+        limit = getattr(self._config, "max_position_embeddings", None)
+        if limit is not None and tokens > limit:
+            raise ValueError(
+                f"the prompt has {tokens} tokens and the model takes {limit}; cut it, or raise "
+                "config.max_position_embeddings if the model was made for more"
+            )
         if self._chunk_tokens is not None and kwargs.get("output_router_logits"):
             raise UnsupportedError(
                 "router logits are not collected while experts run in chunks; use "
