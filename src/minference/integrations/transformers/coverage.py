@@ -8,13 +8,15 @@ from torch import Tensor
 from minference.index import BLOCK, BOTH_HALVES, TILE, SparseIndex
 
 DENSE_FROM = 0.9
-"""Share of the causal area from which the dense kernel serves. The dense kernels reach 1.1 times
-the rate of the sparse ones over what they compute, so that no index above it can win."""
+"""Share of the causal area from which the dense kernel serves: over what the sparse kernels compute
+they reach 0.80 to 0.91 of its rate (docs/hopper.md), so that no index of more can win."""
 
 
 def covered_share(index: SparseIndex) -> float:
-    """About the share of the causal area that an index computes, from its lists' lengths with one
-    host synchronisation. Columns inside computed blocks count twice, so it is seldom too low."""
+    """About the share of the causal area that an index computes, from its lists' lengths.
+
+    Columns inside computed blocks count twice, so it is seldom too low. Waits for the device.
+    """
     begin = (index.kv_len - index.q_len - index.first).clamp(min=0).long()
     stop = torch.minimum(index.stop - index.first, begin + index.q_len).clamp(min=0).long()
     tiles = torch.arange(-(-index.kv_len // TILE), device=index.device)
