@@ -40,7 +40,7 @@ $(READY): pyproject.toml constraints.txt
 
 run: $(READY)
 	OMP_NUM_THREADS=2 $(BIN)/minference run models/needle --demo-facts --tokens 16k --compare \
-	  --plot out/run.png --layer 3 --head 0 $(RUN_ARGS)
+	  --method minference:budget_length=262144 --plot out/run.png --layer 3 --head 0 $(RUN_ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS) tests

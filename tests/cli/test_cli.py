@@ -58,7 +58,7 @@ def test_method_options() -> None:
 
 def test_run_compares_and_plots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     load: Callable[[str], tuple[Any, Any]] = lambda name: (tiny_model(), Bytes())  # noqa: E731
-    monkeypatch.setattr(run, "_load", load)
+    monkeypatch.setattr(run, "load", load)
     arguments = ["tiny", "--prompt", "a" * 300, "--compare", "--json", "--max-new-tokens", "3"]
     method = ["--method", "a_shape:sink=512,local=512,min_seq_len=0"]
     picture = tmp_path / "new" / "head.png"

@@ -43,7 +43,7 @@ def run(
     """Prefill a long prompt sparsely, answer, and tell times and density."""
     if not as_json and not quiet:
         typer.echo(f"loading {model}", err=True)
-    llm, tokenizer = _load(model)
+    llm, tokenizer = load(model)
     expected = None
     if demo_facts:
         from minference.eval.tasks import make_sample
@@ -199,7 +199,7 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _load(name: str) -> tuple[Any, Any]:
+def load(name: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
