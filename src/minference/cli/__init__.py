@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 # command -> the module that holds a typer app named `app`
 COMMANDS = {
+    "bench": "minference.cli.bench",
     "env": "minference.cli.env",
     "eval": "minference.cli.eval",
     "inspect": "minference.cli.inspect",
