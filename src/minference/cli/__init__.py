@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "minference.cli.inspect",
     "ls": "minference.cli.ls",
     "run": "minference.cli.run",
+    "search": "minference.cli.search",
 }
 
 

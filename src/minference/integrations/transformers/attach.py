@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from minference.errors import UnsupportedError
 from minference.head_patterns import HeadPatterns
 from minference.integrations.transformers import _compat, state
@@ -13,7 +15,7 @@ from minference.integrations.transformers.handle import REMEDY, Handle
 from minference.integrations.transformers.host_cache import check_kv
 from minference.log import warn_once
 from minference.methods import MInference, get_method
-from minference.methods.base import Method
+from minference.methods.base import Context, Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +32,7 @@ def attach(
     dense_from: float = DENSE_FROM,
     recall_rows: int = 0,
     on_layer: Callable[[int], None] | None = None,
+    observe: Callable[[Context, Tensor, Tensor, Tensor], None] | None = None,
     chunk_tokens: int | None = None,
     kv: str = "device",
 ) -> Handle:
@@ -48,6 +51,8 @@ def attach(
         recall_rows: also record the attention mass that so many rows of each layer keep, and their
             outputs' error.
         on_layer: called with the layer's number after each attention of a long prefill.
+        observe: called with context, q [B, H, L, D], k and v of each layer of a long prefill,
+            before its attention; for tools that measure.
         chunk_tokens: run norms, MLPs and rotary embeddings over that many tokens at a time, which
             bounds their memory; 8192 suits a GPU. What they give is the same.
         kv: where keys and values stay: "device", "host" (a layer's are on the device while it
@@ -78,6 +83,7 @@ def attach(
         dense_from=dense_from,
         recall_rows=recall_rows,
         on_layer=on_layer,
+        observe=observe,
         reuse=chunk_tokens is not None,
     )
     return Handle(model, own, chunk_tokens=chunk_tokens, kv=kv)

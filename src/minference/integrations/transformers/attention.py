@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from minference.methods.base import Context
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.dense import dense_attention
 from minference.ops.build import Layout
-
-if TYPE_CHECKING:
-    pass
 
 NAME = "minference"
 
@@ -191,19 +188,20 @@ def _prefill(
     options: dict[str, Any],
 ) -> Tensor:
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    first, stop = real_bounds(query.shape[0], key.shape[2], query.device, keep)
+    context = Context(
+        layout=Layout(first, stop, query.shape[2], key.shape[2]),
+        layer=layer,
+        heads=tuple(range(query.shape[1])),
+        scale=options["scale"],
+        softcap=options["softcap"],
+        impl=state.impl,
+    )
+    if state.observe is not None:
+        state.observe(context, query, key, value)
     begin = state.mark(query.device)
-    index = None
-    if layer >= state.starting_layer:
-        first, stop = real_bounds(query.shape[0], key.shape[2], query.device, keep)
-        context = Context(
-            layout=Layout(first, stop, query.shape[2], key.shape[2]),
-            layer=layer,
-            heads=tuple(range(query.shape[1])),
-            scale=options["scale"],
-            softcap=options["softcap"],
-            impl=state.impl,
-        )
-        index = state.method.build_index(query, key, context)
+    below = layer < state.starting_layer
+    index = None if below else state.method.build_index(query, key, context)
     dense = index is None or _covers(index, state)
     built = state.mark(query.device)
     mass = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from minference import env
 from minference.head_patterns import HeadPatterns
@@ -15,7 +16,7 @@ from minference.integrations.transformers.coverage import DENSE_FROM
 from minference.integrations.transformers.records import LayerRecord, Mark, mark
 from minference.log import info_once
 from minference.methods import MInference
-from minference.methods.base import Method
+from minference.methods.base import Context, Method
 from minference.methods.thresholds import min_seq_len
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class State:
         dense_from: covered share from which the dense kernel serves; above 1 never.
         recall_rows: rows of each layer of which to record the kept mass.
         on_layer: called with each layer's number after its attention in a long prefill.
+        observe: called with context, queries, keys and values of each layer of a long prefill.
         reuse: whether the answer may take the memory of the queries.
         called: whether attention was asked for, dense or not.
         packed: whether the forward under way holds several sequences in a row.
@@ -49,6 +51,7 @@ class State:
     dense_from: float = DENSE_FROM
     recall_rows: int = 0
     on_layer: Callable[[int], None] | None = None
+    observe: Callable[[Context, Tensor, Tensor, Tensor], None] | None = None
     reuse: bool = False
     called: bool = False
     packed: bool = False

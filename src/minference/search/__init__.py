@@ -1,0 +1,1 @@
+"""Offline search for the pattern of every head of a model."""

@@ -1,0 +1,110 @@
+"""Candidate patterns, and how they are brought to the same cost (arXiv 2407.02490, algorithm 1)."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from minference.errors import unknown_name
+from minference.patterns import AShape, BlockSparse, Pattern, VerticalSlash
+from minference.search.cost import CostModel
+
+BASIS = 131_072
+"""Context length that budgets are written for; shorter contexts get them in proportion."""
+TARGET = AShape(1024, 4096)
+"""The paper's: every candidate costs what this one does."""
+STEP = 50
+
+SPACES: dict[str, tuple[Pattern, ...]] = {
+    "paper": (
+        AShape(1024, 4096),
+        VerticalSlash(30, 2048),
+        VerticalSlash(100, 1800),
+        VerticalSlash(500, 1500),
+        VerticalSlash(3000, 200),
+        BlockSparse(100),
+    ),
+    "published": (
+        AShape(100, 800),
+        VerticalSlash(30, 800),
+        VerticalSlash(100, 750),
+        VerticalSlash(500, 700),
+        VerticalSlash(3500, 100),
+        BlockSparse(100),
+    ),
+    "wide": (
+        AShape(64, 4096),
+        AShape(1024, 4096),
+        VerticalSlash(30, 2048),
+        VerticalSlash(250, 2000),
+        VerticalSlash(1000, 1500),
+        VerticalSlash(2000, 1000),
+        VerticalSlash(3000, 600),
+        VerticalSlash(4000, 200),
+        BlockSparse(80),
+    ),
+}
+
+
+def space(name: str) -> tuple[Pattern, ...]:
+    """The candidates of a preset: the paper's table 7, the published code's, or more of each kind.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name not in SPACES:
+        raise unknown_name("search space", name, SPACES)
+    return SPACES[name]
+
+
+def equalised(
+    candidates: Sequence[Pattern],
+    target: float,
+    model: CostModel,
+    length: int = BASIS,
+) -> tuple[Pattern, ...]:
+    """The candidates with their largest budget moved, in steps of 50 (blocks: of 1), until each
+    costs as near to `target` a row as it can."""
+    return tuple(_nearest(candidate, target, model, length) for candidate in candidates)
+
+
+def _nearest(candidate: Pattern, target: float, model: CostModel, length: int) -> Pattern:
+    with_budget, step = _free(candidate)
+    low, high = 1, length
+    while low < high:
+        middle = (low + high) // 2
+        if model.row_cost(with_budget(middle * step), length) < target:
+            low = middle + 1
+        else:
+            high = middle
+    steps = (low - 1, low) if low > 1 else (low,)
+    return min(
+        (with_budget(n * step) for n in steps),
+        key=lambda p: abs(model.row_cost(p, length) - target),
+    )
+
+
+def _free(candidate: Pattern) -> tuple[Callable[[int], Pattern], int]:
+    match candidate:
+        case AShape():
+            return lambda n: replace(candidate, local=n), STEP
+        case VerticalSlash(vertical=vertical, slash=slash) if slash >= vertical:
+            return lambda n: replace(candidate, slash=n), STEP
+        case VerticalSlash():
+            return lambda n: replace(candidate, vertical=n), STEP
+        case BlockSparse():
+            return lambda n: replace(candidate, topk=n), 1
+        case _:
+            raise TypeError(f"{type(candidate).__name__} is no candidate of a search")
+
+
+def grown(pattern: Pattern, factor: float) -> Pattern:
+    """The pattern with every budget larger by the factor."""
+    match pattern:
+        case VerticalSlash(vertical=vertical, slash=slash):
+            return VerticalSlash(round(vertical * factor), round(slash * factor))
+        case AShape(sink=sink, local=local):
+            return AShape(sink, round(local * factor))
+        case BlockSparse(topk=topk, block=block):
+            return BlockSparse(math.ceil(topk * factor), block)
+        case _:
+            return pattern
