@@ -142,7 +142,7 @@ def search(
             if on_layer is not None:
                 on_layer(number, context.layer)
 
-        _forward(model, ids, score)
+        observe_layers(model, ids, score)
     found = _choose(model, candidates, done.scores, prompts, settings, model_name)
     if settings.recall is not None:
         found = _raise_recall(model, prompts, found, settings)
@@ -150,9 +150,10 @@ def search(
     return found
 
 
-def _forward(
+def observe_layers(
     model: PreTrainedModel, ids: Tensor, observe: Callable[[Context, Tensor, Tensor, Tensor], None]
 ) -> None:
+    """One dense forward pass over a prompt; `observe` gets context, q, k and v of each layer."""
     with (
         torch.no_grad(),
         minference.attach(model, Dense(), min_seq_len=0, observe=observe),
@@ -207,7 +208,7 @@ def _raise_recall(
         rows[layer], masses[layer] = own, [min(x) for x in zip(masses[layer], kept, strict=True)]
 
     for ids in prompts:
-        _forward(model, ids, grow)
+        observe_layers(model, ids, grow)
     flat = sorted(kept for row in masses for kept in row)
     about = found.patterns.provenance
     about = Provenance(**{**about.to_dict(), "recall": flat[len(flat) // 2]})
