@@ -82,10 +82,17 @@ def sparse_attention(
         q, k, v, index.tensors(), index.q_len, index.kv_len, scale, softcap, need_lse, name
     )
     if sinks is not None:
-        sink = sinks.to(lse.dtype)[:, None]
-        out = out * torch.sigmoid(lse - sink)[..., None].to(out.dtype)
-        lse = torch.logaddexp(lse, sink)
+        out, lse = with_sinks(out, lse, sinks)
     return (out, lse) if return_lse else out
+
+
+def with_sinks(
+    out: Float[Tensor, "B H L D"], lse: Float[Tensor, "B H L"], sinks: Float[Tensor, " H"]
+) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"]]:
+    """Output and log-sum-exp once each head's sink logit takes part in the softmax."""
+    sink = sinks.to(lse.dtype)[:, None]
+    out = out * torch.sigmoid(lse - sink)[..., None].to(out.dtype)
+    return out, torch.logaddexp(lse, sink)
 
 
 def check_index(q: Tensor, k: Tensor, index: SparseIndex) -> None:

@@ -2,12 +2,14 @@
 
 import math
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.ops._dispatch import resolve_impl
 from minference.ops.checks import check_qkv
 from minference.ops.estimate.reference import ROWS, LineScores, MassScores, distances_to_offsets
+from minference.ops.select.reference import offset_slots
 
 
 def last_query_lines(
@@ -39,11 +41,8 @@ def last_query_lines(
     """
     check_qkv(q, k)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if impl == "reference":
-        from minference.ops.estimate import reference as module
-    else:
-        from minference.ops.estimate import torch_cpu as module
-    return module.last_query_lines(q, k, first, stop, scale=scale, softcap=softcap, rows=rows)
+    name = "reference" if impl == "reference" else "torch"
+    return LineScores(*_last_query_lines(q, k, first, stop, scale, softcap, rows, name))
 
 
 def last_query_masses(
@@ -74,6 +73,43 @@ def last_query_masses(
             q, k, first, stop, scale=scale, softcap=softcap, rows=rows, impl=name
         )
         return MassScores(lines.columns, distances_to_offsets(lines.slashes))
+    return MassScores(*_last_query_masses(q, k, first, stop, scale, softcap, rows))
+
+
+@torch.library.custom_op("minference::last_query_lines", mutates_args=())
+def _last_query_lines(
+    q: Tensor,
+    k: Tensor,
+    first: Tensor,
+    stop: Tensor,
+    scale: float,
+    softcap: float,
+    rows: int,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    if impl == "reference":
+        from minference.ops.estimate import reference as module
+    else:
+        from minference.ops.estimate import torch_cpu as module
+    return module.last_query_lines(q, k, first, stop, scale=scale, softcap=softcap, rows=rows)
+
+
+@_last_query_lines.register_fake
+def _(q, k, first, stop, scale, softcap, rows, impl):  # noqa: ANN001, ANN202
+    shape = (*q.shape[:2], k.shape[2])
+    return q.new_empty(shape, dtype=torch.float32), q.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("minference::last_query_masses", mutates_args=())
+def _last_query_masses(
+    q: Tensor, k: Tensor, first: Tensor, stop: Tensor, scale: float, softcap: float, rows: int
+) -> tuple[Tensor, Tensor]:
     from minference.ops.estimate import triton as kernel
 
     return kernel.last_query_masses(q, k, first, stop, scale=scale, softcap=softcap, rows=rows)
+
+
+@_last_query_masses.register_fake
+def _(q, k, first, stop, scale, softcap, rows):  # noqa: ANN001, ANN202
+    columns = q.new_empty((*q.shape[:2], k.shape[2]), dtype=torch.float32)
+    return columns, columns.new_empty((*q.shape[:2], offset_slots(k.shape[2])))

@@ -43,12 +43,24 @@ def pooled_block_lists(
         Lists for groups of one tile, [B, len(heads), tiles] from the chunk's first tile on.
     """
     check_qkv(q, k)
+    own = list(range(q.shape[1]) if heads is None else heads)
+    return Ragged(*_pooled_block_lists(q, k, first, stop, list(budgets), own, keep_ends))
+
+
+@torch.library.custom_op("minference::pooled_block_lists", mutates_args=())
+def _pooled_block_lists(
+    q: Tensor,
+    k: Tensor,
+    first: Tensor,
+    stop: Tensor,
+    budgets: list[int],
+    heads: list[int],
+    keep_ends: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, q_len, _ = q.shape
-    heads = range(q.shape[1]) if heads is None else heads
     kv_len, group = k.shape[2], q.shape[1] // k.shape[1]
     shift = kv_len - q_len
-    tiles = q_len // TILE + 2
-    cap = min(2 * max(budgets), 2 * -(-kv_len // TILE))
+    tiles, cap = _sizes(q_len, kv_len, budgets)
     rows = torch.zeros((batch, len(heads), tiles, cap), dtype=torch.int32, device=q.device)
     count = torch.zeros((batch, len(heads), tiles), dtype=torch.int32, device=q.device)
     for b in range(batch):
@@ -60,7 +72,24 @@ def pooled_block_lists(
             rows[b, x], count[b, x] = _tile_lists(
                 pooled_q, pooled_k, 2 * first_tile, budgets[x], cap, keep_ends=keep_ends
             )
-    return Ragged.from_rows(rows, count)
+    lists = Ragged.from_rows(rows, count)
+    return lists.values, lists.start, lists.count
+
+
+@_pooled_block_lists.register_fake
+def _(q, k, first, stop, budgets, heads, keep_ends):  # noqa: ANN001, ANN202
+    tiles, cap = _sizes(q.shape[2], k.shape[2], budgets)
+    shape = (len(q), len(heads), tiles)
+    return (
+        q.new_empty(len(q) * len(heads) * tiles * cap, dtype=torch.int32),
+        q.new_empty(shape, dtype=torch.int64),
+        q.new_empty(shape, dtype=torch.int32),
+    )
+
+
+def _sizes(q_len: int, kv_len: int, budgets: list[int]) -> tuple[int, int]:
+    """Tiles that a chunk may touch, and entries that each has room for."""
+    return q_len // TILE + 2, min(2 * max(budgets), 2 * -(-kv_len // TILE))
 
 
 def _pool(

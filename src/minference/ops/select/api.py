@@ -28,7 +28,8 @@ def select_columns(
     Ties go to the smaller position; a negative score marks a position that does not exist.
     """
     _check_budgets(column_scores, budgets)
-    return _module(impl, column_scores).select_columns(column_scores, budgets, sink)
+    lists = _select_columns(column_scores, list(budgets), sink, _name(impl, column_scores))
+    return Ragged(*lists)
 
 
 def select_offsets(
@@ -46,7 +47,9 @@ def select_offsets(
         The offset lists and their bitmap, as in `SparseIndex`.
     """
     _check_budgets(offset_masses, budgets)
-    return _module(impl, offset_masses).select_offsets(offset_masses, budgets, local)
+    name = _name(impl, offset_masses)
+    *lists, bits = _select_offsets(offset_masses, list(budgets), local, name)
+    return Ragged(*lists), bits
 
 
 def _check_budgets(scores: Tensor, budgets: tuple[int, ...]) -> None:
@@ -60,9 +63,54 @@ def _check_budgets(scores: Tensor, budgets: tuple[int, ...]) -> None:
         raise ValueError(f"budgets must be ints of at least 0, got {bad[0]!r}; round or clamp it")
 
 
-def _module(impl: str, scores: Tensor) -> ModuleType:
-    if resolve_impl(impl, scores.device, torch.float32, 128) in ("triton", "hopper"):
+def _name(impl: str, scores: Tensor) -> str:
+    name = resolve_impl(impl, scores.device, torch.float32, 128)
+    return "triton" if name in ("triton", "hopper") else "reference"
+
+
+def _module(name: str) -> ModuleType:
+    if name == "triton":
         from minference.ops.select import triton as module
     else:
         from minference.ops.select import reference as module
     return module
+
+
+@torch.library.custom_op("minference::select_columns", mutates_args=())
+def _select_columns(
+    scores: Tensor, budgets: list[int], sink: int, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    chosen = _module(impl).select_columns(scores, tuple(budgets), sink)
+    return chosen.values, chosen.start, chosen.count
+
+
+@_select_columns.register_fake
+def _(scores, budgets, sink, impl):  # noqa: ANN001, ANN202
+    room = scores.numel()
+    if impl == "triton":
+        room = max(1, len(scores) * sum(min(max(b, sink), scores.shape[2]) for b in budgets))
+    return _fake_lists(scores, room)
+
+
+@torch.library.custom_op("minference::select_offsets", mutates_args=())
+def _select_offsets(
+    masses: Tensor, budgets: list[int], local: int, impl: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    chosen, bits = _module(impl).select_offsets(masses, tuple(budgets), local)
+    return chosen.values, chosen.start, chosen.count, bits
+
+
+@_select_offsets.register_fake
+def _(masses, budgets, local, impl):  # noqa: ANN001, ANN202
+    words = (*masses.shape[:2], 1, -(-masses.shape[2] // 32))
+    return *_fake_lists(masses, masses.numel()), masses.new_empty(words, dtype=torch.int32)
+
+
+def _fake_lists(scores: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a `Ragged` of one list a head holds, without contents."""
+    shape = (*scores.shape[:2], 1)
+    return (
+        scores.new_empty(room, dtype=torch.int32),
+        scores.new_empty(shape, dtype=torch.int64),
+        scores.new_empty(shape, dtype=torch.int32),
+    )
