@@ -204,6 +204,51 @@ def test_the_profiling_run_and_other_masks_reach_the_parent(calls: list[Any]) ->
     assert calls == [None, case.metadata]
 
 
+def test_every_quantised_cache_of_this_vllm_is_refused() -> None:
+    from typing import get_args
+
+    from vllm.config.cache import CacheDType
+
+    from minference.integrations.vllm.launch import PLAIN_CACHES
+
+    plain = {name for name in get_args(CacheDType) if name in PLAIN_CACHES}
+    assert plain == {"auto", "float16", "bfloat16"}
+
+
+def test_sinks_and_softcaps_are_served(calls: list[Any]) -> None:
+    case, cap = Case(), 3.0
+    sinks = torch.randn(HEADS)
+    layer, impl = layer_with(calls, EVERYTHING, logits_soft_cap=cap, sinks=sinks)
+    output = torch.zeros_like(case.query)
+    impl.forward(layer, case.query, None, None, case.cache, case.metadata, output)
+    length, row = 130, slice(171, 301)
+    own = case.metadata.block_table[3, : -(-length // PAGE)].long()
+    both = case.cache[own].transpose(1, 2).flatten(0, 1)[:length].transpose(0, 1)
+    k, v = both.repeat_interleave(HEADS // KV_HEADS, 0).split(DIM, dim=-1)
+    scores = case.query[row].transpose(0, 1) @ k.mT * DIM**-0.5
+    scores = cap * torch.tanh(scores / cap)
+    scores = scores.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), -torch.inf)
+    with_sink = torch.cat([scores, sinks[:, None, None].expand(-1, length, 1)], dim=-1)
+    expected = with_sink.softmax(dim=-1)[..., :-1] @ v
+    torch.testing.assert_close(output[row], expected.transpose(0, 1), atol=2e-5, rtol=2e-5)
+
+
+def test_layers_of_a_later_pipeline_stage_keep_their_numbers(calls: list[Any]) -> None:
+    layer, impl = layer_with(calls, EVERYTHING)
+    own = impl.prefill(layer)
+    assert own.layer == 3
+    # the last layer of this stage ends a step's log line, though the stage begins at layer 3
+    assert impl.runtime.recorder.last_layer == 3
+
+
+def test_drafts_of_speculative_decoding_stay_dense(calls: list[Any]) -> None:
+    from minference.integrations.vllm.rows import Row
+
+    layer, impl = layer_with(calls, EVERYTHING)
+    own = impl.prefill(layer)
+    assert own.candidates((Row(0, 0, 5, 9000), Row(1, 5, 13, 9000))) == ()
+
+
 def test_alibi_is_refused(calls: list[Any]) -> None:
     layer, impl = layer_with(calls, EVERYTHING, alibi_slopes=torch.ones(HEADS))
     with pytest.raises(UnsupportedError, match="ALiBi"):
@@ -226,6 +271,8 @@ def test_mixed_batches_are_never_captured_and_prefixes_never_shared() -> None:
     ("part", "name", "value", "words"),
     [
         ("cache_config", "cache_dtype", "fp8_e4m3", "quantised KV cache"),
+        ("cache_config", "cache_dtype", "int4_per_token_head", "quantised KV cache"),
+        ("cache_config", "cache_dtype", "ultraquant_4bit", "quantised KV cache"),
         ("model_config", "use_mla", True, "MLA"),
         ("parallel_config", "decode_context_parallel_size", 2, "context parallelism"),
         ("parallel_config", "prefill_context_parallel_size", 2, "context parallelism"),
@@ -247,6 +294,16 @@ def test_engines_that_would_be_wrong_are_refused(
     setattr(getattr(config, part), name, value)
     with pytest.raises(UnsupportedError, match=words):
         refuse(config)  # type: ignore[arg-type]
+
+
+def test_the_length_threshold_is_that_of_all_hosts() -> None:
+    from minference.integrations.vllm.launch import min_context
+    from minference.methods.thresholds import CPU_TOKENS, CUDA_TOKENS
+
+    assert min_context(EVERYTHING, "cpu") == CPU_TOKENS
+    assert min_context(EVERYTHING, "cuda") == CUDA_TOKENS
+    assert min_context(methods.AShape(min_seq_len=5), "cuda") == 5
+    assert min_context(methods.Dense(), "cuda") > 1 << 40
 
 
 def test_captured_graphs_cannot_be_attached_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from minference.head_patterns import HeadPatterns, default_patterns
 from minference.index import SparseIndex
 from minference.integrations.vllm.metrics import Recorder
 from minference.integrations.vllm.options import Options
-from minference.integrations.vllm.prefill import LayerPrefill, Runtime
+from minference.integrations.vllm.prefill import LayerPrefill, Runtime, serve_rows
 from minference.integrations.vllm.rows import Row
 from minference.methods import Context, Method
 from minference.patterns import AShape, Dense
@@ -110,3 +110,30 @@ def test_short_rows_early_layers_and_disable_stay_dense(monkeypatch: pytest.Monk
     assert layer_of(methods.AShape(), starting_layer=1).candidates(rows) == ()
     monkeypatch.setenv("MINFERENCE_DISABLE", "1")
     assert layer_of(methods.AShape()).candidates(rows) == ()
+
+
+def test_each_row_is_computed_once_by_the_method_or_by_the_host() -> None:
+    rows = (Row(0, 0, 1, 40), Row(1, 1, 131, 200), Row(2, 131, 140, 9))
+    q, k, v = random_qkv(4, 2, 140, 200)
+    query, output = q[0].transpose(0, 1), torch.full((140, 4, 32), 7.0)
+    seen = []
+
+    def read(row: Row) -> tuple[Tensor, Tensor]:
+        return k[:, :, : row.context], v[:, :, : row.context]
+
+    def dense(rest: tuple[Row, ...], part_query: Tensor, part: Tensor) -> None:
+        seen.append(rest)
+        assert torch.equal(part_query, torch.cat([query[:1], query[131:]]))
+        part.fill_(1.0)
+
+    layer = layer_of(methods.AShape(sink=4, local=1000))
+    assert serve_rows(layer, rows, query, output, read=read, dense=dense)
+    assert seen == [(rows[0], rows[2])]
+    expected = torch.full_like(output, 7.0)
+    layer.attend(rows[1], query[1:131], lambda: (k, v), expected[1:131])
+    assert torch.equal(output[1:131], expected[1:131])
+    assert bool((output[:1] == 1).all() & (output[131:] == 1).all())
+    untouched = torch.full_like(output, 7.0)
+    assert not serve_rows(layer, rows[::2], query, untouched, read=read, dense=dense)
+    assert len(seen) == 1
+    assert bool((untouched == 7).all())

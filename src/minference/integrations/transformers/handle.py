@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -13,6 +12,7 @@ from minference.integrations.transformers.attention import NAME
 from minference.integrations.transformers.chunks import chunk_token_wise
 from minference.integrations.transformers.host_cache import HostCache, is_on_host, to_host
 from minference.integrations.transformers.memory import check_memory
+from minference.integrations.undo import Detachable
 from minference.methods.base import Method
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ REMEDY = (
 )
 
 
-class Handle:
+class Handle(Detachable):
     """An attached model; leaving the context or `detach` puts everything back."""
 
     def __init__(
@@ -79,17 +79,6 @@ class Handle:
         self._undo = []
         if self._model.__dict__.get("minference") is self:
             del self._model.minference
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.detach()
 
     def _before_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -6,10 +6,10 @@ by vLLM's own collective_rpc, with a method name and plain values.
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from minference.errors import UnsupportedError
+from minference.integrations.undo import Detachable
 from minference.integrations.vllm.options import Options
 from minference.methods import Method
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _EXTENSION = "minference.integrations.vllm.worker.WorkerExtension"
 
 
-class Handle:
+class Handle(Detachable):
     """An attached engine; `detach` gives it back as it was. Also a context manager."""
 
     def __init__(self, llm: LLM, layers: int) -> None:
@@ -38,17 +38,6 @@ class Handle:
     def stats(self) -> list[dict[str, Any]]:
         """What each worker served: chunks, tokens, pairs, density, failures."""
         return stats(self.llm)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.detach()
 
 
 def attach_llm(

@@ -21,8 +21,8 @@ from vllm.v1.attention.backends.cpu_attn import (
 from minference.integrations.vllm import launch
 from minference.integrations.vllm.layers import SparseLayer
 from minference.integrations.vllm.pages import PackedPages
-from minference.integrations.vllm.prefill import LayerPrefill
-from minference.integrations.vllm.rows import Row, batch_rows, other_rows
+from minference.integrations.vllm.prefill import serve_rows
+from minference.integrations.vllm.rows import Row, batch_rows
 
 
 class Backend(CPUAttentionBackend):
@@ -78,74 +78,28 @@ class SparseCPUImpl(SparseLayer, CPUAttentionBackendImpl):
             return stock()
         self.start_step()
         rows = batch_rows(attn_metadata.query_start_loc.tolist(), attn_metadata.seq_lens.tolist())
-        served = self._serve(own, layer, rows, query, kv_cache, attn_metadata, output)
-        if not served:
-            return stock()
-        rest = other_rows(rows, served)
-        if rest:
-            self._dense(layer, rest, query, kv_cache, attn_metadata, output)
-        return output
 
-    def do_kv_cache_update(
-        self,
-        layer: Any,  # noqa: ANN401
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        slot_mapping: Tensor,
-    ) -> None:
-        """Writes keys and values in the stock layout, never a failed row's NaN."""
-        if self.runtime is not None:
-            key, value = self.runtime.clean(key), self.runtime.clean(value)
-        super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
+        def read(row: Row) -> tuple[Tensor, Tensor]:
+            pages = self._pages_of(layer, kv_cache)
+            return pages.gather(kv_cache, attn_metadata.block_table[row.number], row.context)
 
-    def _serve(
-        self,
-        own: LayerPrefill,
-        layer: Any,  # noqa: ANN401
-        rows: tuple[Row, ...],
-        query: Tensor,
-        kv_cache: Tensor,
-        metadata: CPUAttentionMetadata,
-        output: Tensor,
-    ) -> list[Row]:
-        served = []
-        for row in own.candidates(rows):
+        def dense(rest: tuple[Row, ...], query: Tensor, part: Tensor) -> None:
+            own = self._sub_batch(layer, rest, attn_metadata)
+            none = query.new_empty(0)
+            super(SparseCPUImpl, self).forward(layer, query, none, none, kv_cache, own, part)
 
-            def read(row: Row = row) -> tuple[Tensor, Tensor]:
-                pages = self._pages_of(layer, kv_cache)
-                return pages.gather(kv_cache, metadata.block_table[row.number], row.context)
-
-            part = slice(row.begin, row.stop)
-            if own.attend(row, query[part], read, output[part]):
-                served.append(row)
-        return served
-
-    def _dense(
-        self,
-        layer: Any,  # noqa: ANN401
-        rows: tuple[Row, ...],
-        query: Tensor,
-        kv_cache: Tensor,
-        metadata: CPUAttentionMetadata,
-        output: Tensor,
-    ) -> None:
-        """Runs the stock kernel on a batch of these rows alone."""
-        places = torch.cat([torch.arange(row.begin, row.stop) for row in rows])
-        numbers = torch.tensor([row.number for row in rows])
-        part = torch.empty_like(output[places])
-        own = self._sub_batch(layer, rows, metadata, numbers)
-        none = query.new_empty(0)
-        super().forward(layer, query[places], none, none, kv_cache, own, part)
-        output[places] = part
+        if serve_rows(own, rows, query, output, read=read, dense=dense):
+            return output
+        return stock()
 
     def _sub_batch(
         self,
         layer: Any,  # noqa: ANN401
         rows: tuple[Row, ...],
         metadata: CPUAttentionMetadata,
-        numbers: Tensor,
     ) -> CPUAttentionMetadata:
+        """The metadata of a batch that holds these rows alone, in this order."""
+        numbers = torch.tensor([row.number for row in rows])
         lengths = torch.tensor([0, *(row.queries for row in rows)], dtype=torch.int32)
         start = lengths.cumsum(0, dtype=torch.int32)
         seq_lens = metadata.seq_lens[numbers]

@@ -23,8 +23,8 @@ from vllm.v1.attention.backends.flash_attn import (
 from minference.integrations.vllm import launch
 from minference.integrations.vllm.layers import SparseLayer
 from minference.integrations.vllm.pages import gather, split_kv
-from minference.integrations.vllm.prefill import LayerPrefill
-from minference.integrations.vllm.rows import Row, batch_rows, other_rows
+from minference.integrations.vllm.prefill import serve_rows
+from minference.integrations.vllm.rows import Row, batch_rows
 
 _ROWS = "minference_rows"
 
@@ -118,50 +118,17 @@ class SparseFlashImpl(SparseLayer, FlashAttentionImpl):
             return stock(attn_metadata, query, output)
         self.start_step()
         rows = rows_of(attn_metadata)
-        served = self._serve(own, rows, query, kv_cache, attn_metadata, output)
-        if not served:
-            return stock(attn_metadata, query, output)
-        rest = other_rows(rows, served)
-        if rest:
-            places = torch.cat([torch.arange(r.begin, r.stop) for r in rest]).to(query.device)
-            part = torch.empty_like(output[places])
-            stock(sub_batch(attn_metadata, rest), query[places], part)
-            output[places] = part
+
+        def read(row: Row) -> tuple[Tensor, Tensor]:
+            pages = split_kv(kv_cache, self.head_size, self.num_kv_heads)
+            return gather(pages, attn_metadata.block_table[row.number], row.context)
+
+        def dense(rest: tuple[Row, ...], query: Tensor, part: Tensor) -> None:
+            stock(sub_batch(attn_metadata, rest), query, part)
+
+        if not serve_rows(own, rows, query, output, read=read, dense=dense):
+            stock(attn_metadata, query, output)
         return output
-
-    def do_kv_cache_update(
-        self,
-        layer: Any,  # noqa: ANN401
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        slot_mapping: Tensor,
-    ) -> None:
-        """Writes keys and values as the parent does, never a failed row's NaN."""
-        if self.runtime is not None:
-            key, value = self.runtime.clean(key), self.runtime.clean(value)
-        super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
-
-    def _serve(
-        self,
-        own: LayerPrefill,
-        rows: tuple[Row, ...],
-        query: Tensor,
-        kv_cache: Tensor,
-        metadata: FlashAttentionMetadata,
-        output: Tensor,
-    ) -> list[Row]:
-        served = []
-        for row in own.candidates(rows):
-
-            def read(row: Row = row) -> tuple[Tensor, Tensor]:
-                pages = split_kv(kv_cache, self.head_size, self.num_kv_heads)
-                return gather(pages, metadata.block_table[row.number], row.context)
-
-            part = slice(row.begin, row.stop)
-            if own.attend(row, query[part], read, output[part]):
-                served.append(row)
-        return served
 
 
 def rows_of(metadata: FlashAttentionMetadata) -> tuple[Row, ...]:

@@ -15,6 +15,7 @@ from minference.integrations.vllm.metrics import Recorder
 from minference.integrations.vllm.options import Model, Options, asked_options
 from minference.integrations.vllm.prefill import Runtime
 from minference.methods import Dense, Method
+from minference.methods.thresholds import min_seq_len
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -24,6 +25,9 @@ SCHEDULERS = {
     True: "minference.integrations.vllm.scheduler.IsolatingAsyncScheduler",
 }
 """The scheduler that fails single requests, by whether scheduling is asynchronous."""
+
+PLAIN_CACHES = ("auto", "float16", "bfloat16", "float32")
+"""Cache types whose pages hold keys and values as they are; vLLM adds quantised ones by release."""
 
 # vLLM shows its own loggers at INFO, on whatever handlers the server has
 _log = init_logger("vllm.minference")
@@ -94,7 +98,7 @@ def refuse(config: VllmConfig) -> None:
     cache = str(config.cache_config.cache_dtype)
     parallel = config.parallel_config
     problem = None
-    if cache.startswith(("fp8", "nvfp4", "int8", "turboquant")):
+    if cache not in PLAIN_CACHES:
         problem = f"a quantised KV cache ({cache}); use kv_cache_dtype='auto'"
     elif config.model_config.use_mla:
         problem = "multi-head latent attention (MLA); serve this model without minference"
@@ -122,9 +126,7 @@ def min_context(method: Method, device_type: str) -> int:
     """Contexts of fewer tokens stay dense."""
     if isinstance(method, Dense):
         return sys.maxsize
-    if method.min_seq_len is not None:
-        return method.min_seq_len
-    return 16_384 if device_type == "cuda" else 8192
+    return min_seq_len(method, device_type)
 
 
 def _prefill_ranks(parallel: object) -> int:

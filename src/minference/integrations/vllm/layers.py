@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.models.utils import extract_layer_index
@@ -56,6 +57,20 @@ class SparseLayer:
             self._own = self._make(layer.layer_name)
             self.runtime.recorder.last_layer = _last_layer()
         return self._own
+
+    def do_kv_cache_update(
+        self,
+        layer: Any,  # noqa: ANN401
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        slot_mapping: Tensor,
+    ) -> None:
+        """Writes keys and values as the host does, never a failed row's NaN."""
+        if self.runtime is not None:
+            key, value = self.runtime.clean(key), self.runtime.clean(value)
+        host: Any = super()
+        host.do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
 
     def start_step(self) -> bool:
         """Tells the shared state that a forward pass began; whether it just did."""

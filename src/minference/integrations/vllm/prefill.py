@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from minference.index import real_bounds
 from minference.integrations.vllm.density import sampled_density
 from minference.integrations.vllm.metrics import Recorder
 from minference.integrations.vllm.options import Options
-from minference.integrations.vllm.rows import Row, long_rows
+from minference.integrations.vllm.rows import Row, long_rows, other_rows
 from minference.log import get_logger
 from minference.methods import Context, Method
 from minference.ops.attention.api import sparse_attention
@@ -155,3 +156,39 @@ class LayerPrefill:
                 self.layer, row.number, row.queries, row.context, sampled_density(index)
             )
         return True
+
+
+def serve_rows(
+    own: LayerPrefill,
+    rows: Sequence[Row],
+    query: Tensor,
+    output: Tensor,
+    *,
+    read: Callable[[Row], tuple[Tensor, Tensor]],
+    dense: Callable[[tuple[Row, ...], Tensor, Tensor], None],
+) -> bool:
+    """Long rows by the method, all others by the host's kernel as one batch of their own.
+
+    Args:
+        own: the layer.
+        rows: the batch.
+        query: its queries, [T, H, D].
+        output: receives the result, [T, H, D].
+        read: keys and values of a row's context, each [1, Hkv, context, D].
+        dense: computes rows from their queries into the last argument, both without the others.
+
+    Returns:
+        False where no row is the method's: nothing was computed.
+    """
+    served = []
+    for row in own.candidates(rows):
+        part = slice(row.begin, row.stop)
+        if own.attend(row, query[part], partial(read, row), output[part]):
+            served.append(row)
+    rest = other_rows(rows, served)
+    if served and rest:
+        places = torch.cat([torch.arange(r.begin, r.stop) for r in rest]).to(query.device)
+        part = torch.empty_like(output[places])
+        dense(rest, query[places], part)
+        output[places] = part
+    return bool(served)
