@@ -29,6 +29,8 @@ def test_records_hold_times_and_the_environment(tmp_path: Path) -> None:
     assert sparse["gate"]
     assert sparse["ms_p20"] <= sparse["ms_p50"] <= sparse["ms_p80"]
     assert 0 < sparse["density"] <= 1
+    assert sparse["speedup_over"] == dense["impl"]
+    assert sparse["speedup"] == pytest.approx(dense["ms_p50"] / sparse["together_ms"], abs=1e-3)
     assert sparse["torch"] == torch.__version__
     assert "refused" in refused
 
@@ -40,6 +42,7 @@ def test_a_red_gate_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     record = bench.sparse_record(case, shape, shape.tensors(torch.device("cpu")), "torch")
     assert not record["gate"]
     assert "ms_p50" not in record
+    assert bench.with_speedup(record, {"sdpa-cpu": 1.0}) == record
     assert "WRONG" in bench.summary(record)
 
 

@@ -149,6 +149,16 @@ def dense_records(
         )
 
 
+def with_speedup(record: dict[str, object], dense_ms: dict[str, float]) -> dict[str, object]:
+    """The record, with its speed-up over the fastest dense kernel of this run, index included;
+    unchanged where its gate is red or no dense kernel was timed."""
+    together = record.get("together_ms")
+    if not record.get("gate") or not isinstance(together, float) or not dense_ms:
+        return record
+    best = min(dense_ms, key=lambda name: dense_ms[name])
+    return record | {"speedup": round(dense_ms[best] / together, 3), "speedup_over": best}
+
+
 def cases_of(name: str, shape: Shape, seeds: tuple[int, ...]) -> Iterator[Case]:
     """Cases by name: vs1, scattered, or TABLE@LAYER of a published table."""
     if "@" in name:
@@ -179,13 +189,17 @@ def run(
     device = device or default_device()
     for shape in shapes:
         qkv = shape.tensors(device)
-        yield from dense_records(shape, qkv, dense)
+        timed: dict[str, float] = {}
+        for record in dense_records(shape, qkv, dense):
+            if isinstance(ms := record.get("ms_p50"), float):
+                timed[str(record["impl"])] = ms
+            yield record
         for name in cases:
             for case in cases_of(name, shape, seeds):
                 for impl in impls:
                     try:
                         resolve_impl(impl, device, shape.dtype, shape.dim)
-                        yield sparse_record(case, shape, qkv, impl)
+                        yield with_speedup(sparse_record(case, shape, qkv, impl), timed)
                     except UnsupportedError as error:
                         yield {"op": "sparse_attention", "impl": impl, "refused": str(error)}
         del qkv
@@ -209,6 +223,8 @@ def summary(record: dict[str, object]) -> str:
     if "index_ms" in record:
         line += f", index {record['index_ms']} ms, together {record['together_ms']} ms"
         line += f", {record['keys_per_row']} keys a row, density {record['density']:.4f}"
+    if "speedup" in record:
+        line += f", {record['speedup']} times as fast as {record['speedup_over']}"
     return line
 
 

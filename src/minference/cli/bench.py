@@ -1,6 +1,9 @@
-"""`minference bench attention`: index and kernel beside the dense kernels of this machine."""
+"""`minference bench`: index and kernel beside the dense kernels of this machine, and plots."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -21,3 +24,18 @@ def attention(context: typer.Context) -> None:
     from minference.bench.attention import main
 
     raise typer.Exit(main(context.args))
+
+
+@app.command()
+def plot(
+    records: Annotated[Path, typer.Argument(help="JSONL file of records", exists=True)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="picture to write")] = Path("bench.png"),
+) -> None:
+    """Time against length with the break-even, and TFLOP/s, of recorded measurements."""
+    from minference.viz.records import plot as draw
+
+    try:
+        draw(records, out)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(str(out))

@@ -1,0 +1,108 @@
+"""Plots of benchmark records: time against length with the break-even, and rates as bars."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Record = dict[str, Any]
+Curve = dict[int, float]
+"""Milliseconds by length in tokens."""
+
+
+def read(path: Path) -> list[Record]:
+    """Records that may be shown: those with a time behind a gate that is not red.
+
+    Raises:
+        ValueError: a file without one.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines if line.strip()]
+    shown = [r for r in records if "length" in r and "ms_p50" in r and r.get("gate") is not False]
+    if not shown:
+        raise ValueError(
+            f"{path} must hold a record with length and ms_p50 whose gate is not red, got "
+            f"{len(records)} other records; write some with `minference bench attention --out`"
+        )
+    return shown
+
+
+def name_of(record: Record) -> str:
+    """Legend of a record: the implementation, and the case without its seed."""
+    case = record.get("case", "dense").split("-seed")[0]
+    return f"{record['impl']}, {case}"
+
+
+def curves(records: Sequence[Record]) -> dict[str, Curve]:
+    """Median time by length of each name; index and kernel together where both were timed."""
+    taken: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        taken[name_of(record)][record["length"]].append(record.get("together_ms", record["ms_p50"]))
+    return {name: {n: median(ms) for n, ms in sorted(by.items())} for name, by in taken.items()}
+
+
+def break_even(dense: Curve, sparse: Curve) -> int | None:
+    """Shortest measured length from which on the sparse curve is never above the dense one."""
+    found = None
+    for length in sorted(dense.keys() & sparse.keys(), reverse=True):
+        if sparse[length] > dense[length]:
+            break
+        found = length
+    return found
+
+
+def fastest(named: dict[str, Curve]) -> Curve:
+    """Least time at each length."""
+    lengths = {n for curve in named.values() for n in curve}
+    return {n: min(c[n] for c in named.values() if n in c) for n in sorted(lengths)}
+
+
+def _draw_times(axes: Axes, records: Sequence[Record]) -> None:
+    dense = curves([r for r in records if r["op"].startswith("dense")])
+    sparse = curves([r for r in records if not r["op"].startswith("dense")])
+    for name, curve in (dense | sparse).items():
+        style = "--" if name in dense else "-"
+        axes.plot(list(curve), list(curve.values()), style, marker="o", label=name)
+    point = break_even(fastest(dense), fastest(sparse)) if dense and sparse else None
+    if point is not None:
+        axes.axvline(point, color="grey", linewidth=0.8, label=f"not slower from {point} tokens")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("milliseconds, index included")
+    axes.legend(fontsize=7)
+
+
+def _draw_rates(axes: Axes, records: Sequence[Record]) -> None:
+    longest = max(r["length"] for r in records)
+    rates: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        if record["length"] == longest and "tflops" in record:
+            rates[name_of(record)].append(record["tflops"])
+    axes.barh(list(rates), [median(values) for values in rates.values()])
+    axes.set_xlabel(f"TFLOP/s over computed pairs, kernel alone, {longest} tokens")
+    axes.tick_params(axis="y", labelsize=7)
+
+
+def plot(source: Path, picture: Path) -> None:
+    """Draws the records of a JSONL file into a picture.
+
+    Raises:
+        ValueError: a file without records that may be shown.
+    """
+    from matplotlib.figure import Figure
+
+    records = read(source)
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_times(left, records)
+    _draw_rates(right, records)
+    figure.suptitle(str(records[0].get("gpu") or records[0].get("cpu") or ""))
+    figure.savefig(picture, dpi=150)

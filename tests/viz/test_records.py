@@ -1,0 +1,49 @@
+"""Plots of benchmark records: what is drawn, and the break-even length."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from minference.cli import app
+from minference.viz.records import break_even, curves, read
+
+
+def write(path: Path, *records: dict[str, object]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def record(op: str, length: int, ms: float, **more: object) -> dict[str, object]:
+    return {"op": op, "impl": "x", "length": length, "ms_p50": ms, "tflops": 1.0, **more}
+
+
+def test_break_even_is_the_length_from_which_sparse_is_never_slower() -> None:
+    dense = {1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}
+    assert break_even(dense, {1: 0.5, 2: 3.0, 4: 4.0, 8: 5.0}) == 4
+    assert break_even(dense, {8: 9.0}) is None
+
+
+def test_red_gates_and_refusals_are_not_drawn(tmp_path: Path) -> None:
+    good = record("sparse_attention", 512, 2.0, gate=True, together_ms=3.0, case="vs1-seed0")
+    red = record("sparse_attention", 512, 1.0, gate=False, case="vs1-seed1")
+    file = write(tmp_path / "r.jsonl", good, red, {"op": "dense_attention", "refused": "no"})
+    assert curves(read(file)) == {"x, vs1": {512: 3.0}}
+
+
+def test_a_file_of_red_gates_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "r.jsonl", record("sparse_attention", 512, 1.0, gate=False))
+    with pytest.raises(ValueError, match="gate is not red"):
+        read(file)
+
+
+def test_the_command_draws_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [record("dense_attention", n, n / 2) for n in (512, 1024)]
+    rows += [record("sparse_attention", n, 300.0, gate=True, case="vs1") for n in (512, 1024)]
+    picture = tmp_path / "plot.png"
+    file = write(tmp_path / "r.jsonl", *rows)
+    done = CliRunner().invoke(app, ["bench", "plot", str(file), "-o", str(picture)])
+    assert done.exit_code == 0, done.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
