@@ -27,25 +27,6 @@ def place_program(slots, H: tl.constexpr, HKV: tl.constexpr, PARTS: tl.constexpr
 
 
 @triton.jit
-def rows_at(place, step, pages, page_step, known, PAGE: tl.constexpr):
-    """Where rows `place` of one sequence begin, in elements: by their stride, or, with pages of
-    PAGE rows, by the sequence's list of pages."""
-    if PAGE == 0:
-        return place.to(tl.int64) * step
-    page = tl.load(pages + place // PAGE, mask=known, other=0)
-    return page.to(tl.int64) * page_step + (place % PAGE).to(tl.int64) * step
-
-
-@triton.jit
-def pages_of(table, b):
-    """The list of pages of a sequence; nothing where rows are not paged."""
-    if table is None:
-        return None
-    values, step = table
-    return values + b.to(tl.int64) * step
-
-
-@triton.jit
 def attend(
     q, k, v, acc, peak, total, scaling, pos, opens, closes, MASK: tl.constexpr,
     SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
