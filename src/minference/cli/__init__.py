@@ -17,6 +17,7 @@ COMMANDS = {
     "ls": "minference.cli.ls",
     "run": "minference.cli.run",
     "search": "minference.cli.search",
+    "viz": "minference.cli.viz",
 }
 
 
