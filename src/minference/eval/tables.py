@@ -14,6 +14,7 @@ from minference.eval.statistics import (
 )
 
 BASELINE = "dense"
+_ALL = 0.995  # the density that two digits show as everything
 _HEAD = (
     "| task | length | questions | method | exact match | to dense | density | layers | prefill |\n"
     "|---|---|---|---|---|---|---|---|---|"
@@ -24,7 +25,8 @@ def markdown_table(records: Iterable[Mapping[str, Any]]) -> str:
     """One row for each cell and method; intervals are 95 %.
 
     `to dense` is the paired difference on the same questions, bootstrapped over prompts; `layers`
-    is the range of the layers' densities, so that a layer which is secretly dense shows.
+    is the range of the layers' densities, so that a layer which is secretly dense shows. A method
+    that computed everything though it is not called dense is marked `(dense)`.
     """
     lines = list(records)
     answers = answers_by_cell(lines)
@@ -45,6 +47,8 @@ def _measured(score: Score, method: str, answers: Mapping[str, Answers]) -> tupl
         found = paired_difference(answers[method], answers[BASELINE])
     against = f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})" if found else "-"
     density = "-" if score.density is None else f"{score.density:.3f}"
+    if method != BASELINE and score.density is not None and score.density >= _ALL:
+        density += " (dense)"
     layers = f"{min(score.layers):.2f} to {max(score.layers):.2f}" if score.layers else "-"
     seconds = "-" if score.seconds is None else f"{score.seconds:.2f} s"
     return accuracy, against, density, layers, seconds
