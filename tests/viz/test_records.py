@@ -32,6 +32,13 @@ def test_red_gates_and_refusals_are_not_drawn(tmp_path: Path) -> None:
     assert curves(read(file)) == {"x, vs1": {512: 3.0}}
 
 
+def test_what_was_extrapolated_is_a_curve_of_its_own() -> None:
+    rows = [record("dense_prefill", 512, 2.0), record("sparse_prefill", 512, 1.0)]
+    rows.append(record("dense_prefill", 1024, 5.0, extrapolated_from=512))
+    names = ["x, dense prefill", "x, sparse prefill", "x, dense prefill, extrapolated"]
+    assert list(curves(rows)) == names
+
+
 def test_a_file_of_red_gates_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "r.jsonl", record("sparse_attention", 512, 1.0, gate=False))
     with pytest.raises(ValueError, match="gate is not red"):

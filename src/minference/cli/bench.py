@@ -26,6 +26,17 @@ def attention(context: typer.Context) -> None:
     raise typer.Exit(main(context.args))
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def prefill(context: typer.Context) -> None:
+    """Time to first token of a whole model, dense and sparse; --help lists the options."""
+    from minference.bench.prefill import main
+
+    raise typer.Exit(main(context.args))
+
+
 @app.command()
 def plot(
     records: Annotated[Path, typer.Argument(help="JSONL file of records", exists=True)],

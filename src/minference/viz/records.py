@@ -35,9 +35,10 @@ def read(path: Path) -> list[Record]:
 
 
 def name_of(record: Record) -> str:
-    """Legend of a record: the implementation, and the case without its seed."""
-    case = record.get("case", "dense").split("-seed")[0]
-    return f"{record['impl']}, {case}"
+    """Legend of a record: the implementation, and the case without its seed or what was run."""
+    what = record["op"].removesuffix("_attention").replace("_", " ")
+    name = f"{record['impl']}, {record.get('case', what).split('-seed')[0]}"
+    return f"{name}, extrapolated" if "extrapolated_from" in record else name
 
 
 def curves(records: Sequence[Record]) -> dict[str, Curve]:
@@ -70,7 +71,8 @@ def _draw_times(axes: Axes, records: Sequence[Record]) -> None:
     for name, curve in (dense | sparse).items():
         style = "--" if name in dense else "-"
         axes.plot(list(curve), list(curve.values()), style, marker="o", label=name)
-    point = break_even(fastest(dense), fastest(sparse)) if dense and sparse else None
+    measured = {name: curve for name, curve in dense.items() if not name.endswith("extrapolated")}
+    point = break_even(fastest(measured), fastest(sparse))
     if point is not None:
         axes.axvline(point, color="grey", linewidth=0.8, label=f"not slower from {point} tokens")
     axes.set_xscale("log", base=2)

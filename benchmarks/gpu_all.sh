@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Every measurement that needs a GPU, in order, each with a time limit and results of its own.
+#
+#   OUT=results PARTS="tests index attention long prefill" bash benchmarks/gpu_all.sh
+#
+# Limits, guessed and not yet measured on a GPU: tests 6 minutes, index 2, attention 8, long 8,
+# prefill 8. Where one command may take 10 minutes, name one or two parts at a time.
+set -u
+: "${OUT:?name the folder for the results}"
+export PYTHONPATH="${PYTHONPATH:-src}"
+python=${PYTHON:-python}
+failed=()
+
+# part SECONDS NAME COMMAND...: a part that fails or takes too long does not stop the next
+part() {
+  local limit=$1 name=$2
+  shift 2
+  case " ${PARTS:-tests index attention long prefill} " in *" $name "*) ;; *) return ;; esac
+  timeout "$limit" "$@" >>"$OUT/$name.log" 2>&1 || failed+=("$name ($?)")
+}
+
+mkdir -p "$OUT"
+part 360 tests "$python" benchmarks/record_tests.py "$OUT/tests.jsonl" tests/gpu tests/ops -q
+part 120 index "$python" benchmarks/index_time.py --out "$OUT/index.jsonl"
+bench() { local limit=$1 name=$2; shift 2; part "$limit" "$name" "$python" -m minference.cli bench "$@"; }
+bench 300 attention attention --lengths 8k 16k 32k 64k 128k --impls hopper triton \
+  --out "$OUT/attention.jsonl"
+bench 90 attention attention --lengths 128k --impls hopper triton --dim 64 --seeds 0 \
+  --out "$OUT/attention.jsonl"
+bench 90 attention attention --lengths 128k --impls hopper triton --seeds 0 \
+  --cases scattered gradientai/Llama-3-8B-Instruct-262k@5 --out "$OUT/attention.jsonl"
+bench 480 long attention --lengths 1m --impls hopper triton --out "$OUT/attention.jsonl"
+bench 480 prefill prefill --model llama-3-8b --lengths 32k 128k --out "$OUT/prefill.jsonl"
+if ((${#failed[@]})); then
+  printf 'failed: %s\n' "${failed[@]}"
+  exit 1
+fi

@@ -1,0 +1,99 @@
+"""Stages of the vertical-slash index, apart and together, and the launches of each.
+
+python benchmarks/index_time.py --lengths 8k 128k 1m --out benchmarks/results/index_time.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from minference.bench.attention import Shape, length_of
+from minference.bench.records import Recorder
+from minference.bench.timing import measure
+from minference.ops.build import Layout, assemble
+from minference.ops.estimate.api import last_query_masses
+from minference.ops.select.api import select_columns, select_offsets
+from minference.ops.select.reference import offset_budget
+from minference.testing import default_device, layout_of
+
+
+def stages(
+    q: Tensor, k: Tensor, layout: Layout, columns: int, slashes: int, impl: str
+) -> dict[str, Callable[[], object]]:
+    """What a vertical-slash layer does before its kernel, each stage on the last one's results."""
+    heads = q.shape[1]
+    kept, budgets = (columns,) * heads, (offset_budget(slashes),) * heads
+
+    def estimate() -> tuple[Tensor, Tensor]:
+        return last_query_masses(q, k, layout.first, layout.stop, impl=impl)
+
+    by_column, by_offset = estimate()
+    chosen_columns = select_columns(by_column, kept, impl=impl)
+    chosen_offsets = select_offsets(by_offset, budgets, impl=impl)
+
+    def together() -> object:
+        scores = estimate()
+        offsets = select_offsets(scores[1], budgets, impl=impl)
+        own = select_columns(scores[0], kept, impl=impl)
+        return assemble(layout, heads, offsets=offsets, columns=own)
+
+    return {
+        "estimate": estimate,
+        "columns": lambda: select_columns(by_column, kept, impl=impl),
+        "offsets": lambda: select_offsets(by_offset, budgets, impl=impl),
+        "assemble": lambda: assemble(layout, heads, offsets=chosen_offsets, columns=chosen_columns),
+        "together": together,
+    }
+
+
+def launches(call: Callable[[], object], device: torch.device) -> dict[str, int] | None:
+    """Kernels and copies that one call puts on the GPU, by name; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    call()
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        call()
+        torch.cuda.synchronize(device)
+    on_gpu = [e for e in seen.events() or () if e.device_type.name == "CUDA"]
+    names = [event.name[:80] for event in on_gpu]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def main() -> None:
+    """One record a length and stage."""
+    given = argparse.ArgumentParser(description=__doc__)
+    given.add_argument("--lengths", type=length_of, nargs="+", default=[1 << 13, 1 << 17, 1 << 20])
+    given.add_argument("--heads", type=int, default=32)
+    given.add_argument("--kv-heads", type=int, default=8)
+    given.add_argument("--dim", type=int, default=128)
+    given.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    given.add_argument("--columns", type=int, default=1000)
+    given.add_argument("--slashes", type=int, default=6096)
+    given.add_argument("--impl", default="triton")
+    given.add_argument("--out", type=Path, default=None)
+    options = given.parse_args()
+    recorder, device = Recorder(options.out), default_device()
+    sizes = {"heads": options.heads, "kv_heads": options.kv_heads, "dim": options.dim}
+    for length in options.lengths:
+        shape = Shape(length=length, dtype=getattr(torch, options.dtype), **sizes)
+        q, k, _ = shape.tensors(device)
+        layout = layout_of(q[:1, :1], k[:1, :1])
+        made = stages(q, k, layout, options.columns, options.slashes, options.impl)
+        for stage, call in made.items():
+            record = {"op": "index", "stage": stage, "impl": options.impl, **shape.to_dict()}
+            record |= measure(call, device).to_dict()
+            by_name = launches(call, device)
+            record |= {"launches": by_name and sum(by_name.values()), "launched": by_name}
+            recorder.write(record)
+            print(f"{length} {stage}: {record['ms_p50']} ms, {record['launches']} launches")
+
+
+if __name__ == "__main__":
+    main()
