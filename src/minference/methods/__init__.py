@@ -7,6 +7,7 @@ from minference.methods.a_shape import AShape
 from minference.methods.base import Context, Method
 from minference.methods.dense import Dense
 from minference.methods.dilated import Dilated1, Dilated2
+from minference.methods.grouped import Grouped
 from minference.methods.minference import MInference
 from minference.methods.static import Static
 from minference.methods.tri_shape import TriShape
@@ -17,6 +18,7 @@ __all__ = [
     "Dense",
     "Dilated1",
     "Dilated2",
+    "Grouped",
     "MInference",
     "Method",
     "Static",
@@ -27,7 +29,8 @@ __all__ = [
 
 _GROUP = "minference.methods"
 _OWN: dict[str, type[Method]] = {
-    cls.name: cls for cls in (MInference, Dense, AShape, TriShape, Static, Dilated1, Dilated2)
+    cls.name: cls
+    for cls in (MInference, Grouped, Dense, AShape, TriShape, Static, Dilated1, Dilated2)
 }
 
 
