@@ -1,4 +1,4 @@
-"""Stages of the vertical-slash index, apart and together, and the launches of each.
+"""Stages of the vertical-slash index, apart and together: time, host time, launches of each.
 
 python benchmarks/index_time.py --lengths 8k 128k 1m --out benchmarks/results/index_time.jsonl
 """
@@ -6,6 +6,7 @@ python benchmarks/index_time.py --lengths 8k 128k 1m --out benchmarks/results/in
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from minference.bench.attention import Shape, length_of
+from minference.bench.attention import Shape
 from minference.bench.records import Recorder
 from minference.bench.timing import measure
+from minference.lengths import parse_length
 from minference.ops.build import Layout, assemble
 from minference.ops.estimate.api import last_query_masses
 from minference.ops.select.api import select_columns, select_offsets
@@ -52,24 +54,48 @@ def stages(
     }
 
 
-def launches(call: Callable[[], object], device: torch.device) -> dict[str, int] | None:
-    """Kernels and copies that one call puts on the GPU, by name; None on the CPU."""
+def host_ms(call: Callable[[], object], device: torch.device, calls: int = 20) -> float:
+    """Time that the host is busy in one call, the queue empty before it: the median of `calls`."""
+    taken = []
+    for _ in range(calls):
+        _wait(device)
+        begin = time.perf_counter()
+        call()
+        taken.append((time.perf_counter() - begin) * 1e3)
+    _wait(device)
+    return round(sorted(taken)[calls // 2], 4)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def launches(call: Callable[[], object], device: torch.device) -> dict[str, list[float]] | None:
+    """Kernels and copies that one call puts on the GPU, by name: how many, and their microseconds
+    in all; None on the CPU."""
     if device.type != "cuda":
         return None
     call()
-    torch.cuda.synchronize(device)
+    _wait(device)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         call()
-        torch.cuda.synchronize(device)
-    on_gpu = [e for e in seen.events() or () if e.device_type.name == "CUDA"]
-    names = [event.name[:80] for event in on_gpu]
-    return {name: names.count(name) for name in sorted(set(names))}
+        _wait(device)
+    found: dict[str, list[float]] = {}
+    for event in seen.events() or ():
+        if event.device_type.name == "CUDA":
+            own = found.setdefault(event.name[:80], [0, 0.0])
+            own[0] += 1
+            own[1] = round(own[1] + event.time_range.elapsed_us(), 1)
+    return found
 
 
 def main() -> None:
     """One record a length and stage."""
     given = argparse.ArgumentParser(description=__doc__)
-    given.add_argument("--lengths", type=length_of, nargs="+", default=[1 << 13, 1 << 17, 1 << 20])
+    given.add_argument(
+        "--lengths", type=parse_length, nargs="+", default=[1 << 13, 1 << 17, 1 << 20]
+    )
     given.add_argument("--heads", type=int, default=32)
     given.add_argument("--kv-heads", type=int, default=8)
     given.add_argument("--dim", type=int, default=128)
@@ -89,10 +115,17 @@ def main() -> None:
         for stage, call in made.items():
             record = {"op": "index", "stage": stage, "impl": options.impl, **shape.to_dict()}
             record |= measure(call, device).to_dict()
+            record["host_ms"] = host_ms(call, device)
             by_name = launches(call, device)
-            record |= {"launches": by_name and sum(by_name.values()), "launched": by_name}
+            if by_name is not None:
+                record["launches"] = sum(int(n) for n, _ in by_name.values())
+                record["gpu_us"] = round(sum(us for _, us in by_name.values()), 1)
+                record["launched"] = by_name
             recorder.write(record)
-            print(f"{length} {stage}: {record['ms_p50']} ms, {record['launches']} launches")
+            print(
+                f"{length} {stage}: {record['ms_p50']} ms, host {record['host_ms']} ms, GPU "
+                f"{record.get('gpu_us')} us in {record.get('launches')} launches"
+            )
 
 
 if __name__ == "__main__":
