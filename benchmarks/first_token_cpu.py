@@ -10,22 +10,24 @@ import os
 from pathlib import Path
 
 from minference.bench.records import Recorder
-from minference.cli.run import Task, length_of, load, measure, method_from
+from minference.cli.run import Task, load, measure
 from minference.eval.tasks import make_sample
+from minference.lengths import parse_length
+from minference.methods.spec import build_method, parse_method
 
 
 def main() -> None:
     """One record a seed, as it comes."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", default="models/needle")
-    given.add_argument("--tokens", type=length_of, default=16384)
+    given.add_argument("--tokens", type=parse_length, default=16384)
     given.add_argument("--method", default="minference:budget_length=262144")
     given.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     given.add_argument("--out", type=Path, default=None)
     options = given.parse_args()
     recorder = Recorder(options.out)
     llm, tokenizer = load(options.model)
-    method = method_from(options.method, llm.config)
+    method = build_method(parse_method(options.method), llm.config)
     for seed in options.seeds:
         sample = make_sample("multikey", options.tokens, seed)
         ids = tokenizer(sample.text(0), return_tensors="pt").input_ids

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from minference.bench.records import Recorder
-from minference.cli.run import length_of, load
+from minference.cli.run import load
 from minference.eval.tasks import make_sample
+from minference.lengths import parse_length
 from minference.methods.base import Context
 from minference.patterns import AShape, BlockSparse, Pattern, VerticalSlash
 from minference.search.score import OBJECTIVES, Call, LayerScorer
@@ -29,7 +30,7 @@ def main() -> None:
     """Searches on its own seeds, then scores every table on the others."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", default="models/needle")
-    given.add_argument("--length", type=length_of, default=8192)
+    given.add_argument("--length", type=parse_length, default=8192)
     given.add_argument("--tasks", nargs="+", default=["key_value", "multikey"])
     given.add_argument("--space", default="wide")
     given.add_argument("--rows", type=int, default=64)

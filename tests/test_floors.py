@@ -31,6 +31,7 @@ FLOOR_0 = {
     "errors",
     "head_patterns",
     "json_files",
+    "lengths",
     "log",
     "patterns",
     "provenance",

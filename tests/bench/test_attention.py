@@ -50,8 +50,3 @@ def test_a_table_gives_the_budgets_of_its_heads() -> None:
     case = table("gradientai/Llama-3-8B-Instruct-262k", 5, 20_000, 0)
     assert len(case.lines) == 32
     assert all(len(own.columns) == v for own, v in zip(case.lines, case.verticals, strict=True))
-
-
-@pytest.mark.parametrize(("text", "tokens"), [("4096", 4096), ("128k", 131072), ("1M", 1 << 20)])
-def test_lengths_take_units(text: str, tokens: int) -> None:
-    assert bench.length_of(text) == tokens

@@ -36,26 +36,6 @@ def test_env_ls_and_inspect_speak_json() -> None:
     assert json.loads(shown.stdout)["layers"] == 28
 
 
-@pytest.mark.parametrize(("text", "tokens"), [("16k", 16384), ("1m", 1 << 20), ("500", 500)])
-def test_lengths(text: str, tokens: int) -> None:
-    assert run.length_of(text) == tokens
-
-
-@pytest.mark.parametrize("text", ["", "k", "-4", "4.5k"])
-def test_bad_lengths(text: str) -> None:
-    with pytest.raises(ValueError, match="16384, 16k or 1m"):
-        run.length_of(text)
-
-
-def test_method_options() -> None:
-    config = tiny_model().config
-    method = run.method_from("a_shape:sink=64,local=256", config)
-    assert (method.sink, method.local) == (64, 256)
-    assert run.method_from("minference", config).budget_length == 131_072
-    with pytest.raises(ValueError, match="key=value"):
-        run.method_from("a_shape:sink", config)
-
-
 def test_run_compares_and_plots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     load: Callable[[str], tuple[Any, Any]] = lambda name: (tiny_model(), Bytes())  # noqa: E731
     monkeypatch.setattr(run, "load", load)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from minference.eval.method_spec import parse_methods
 from minference.eval.plan import make_cells, resolve_tasks, valid_tasks
 from minference.eval.records import FILE_NAME, Records, key_of
 from minference.eval.runner import Subject, run_cells
 from minference.eval.scoring import encode
+from minference.methods.spec import parse_methods
 
 SPECS = parse_methods("dense,a_shape:sink=8,local=64")
 CELLS = list(make_cells(["single"], [1024], samples=4, placement="spread", questions=2))

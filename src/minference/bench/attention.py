@@ -22,6 +22,7 @@ from minference.bench.records import Recorder
 from minference.bench.timing import measure, peak_extra_bytes
 from minference.errors import UnsupportedError
 from minference.index import TILE, SparseIndex
+from minference.lengths import parse_length
 from minference.ops._dispatch import resolve_impl
 from minference.ops.attention.api import sparse_attention
 from minference.ops.estimate.api import last_query_masses
@@ -206,12 +207,6 @@ def run(
         gc.collect()
 
 
-def length_of(text: str) -> int:
-    """Tokens from "131072", "128k" or "1m"."""
-    unit = {"k": 1 << 10, "m": 1 << 20}.get(text[-1].lower(), 1)
-    return int(text[:-1] if unit > 1 else text) * unit
-
-
 def summary(record: dict[str, object]) -> str:
     """One line for people; without a speed where the gate is red."""
     name = f"{record.get('length')} {record.get('case', 'dense')} {record['impl']}"
@@ -231,7 +226,7 @@ def summary(record: dict[str, object]) -> str:
 def parser() -> argparse.ArgumentParser:
     """Options of the benchmark."""
     made = argparse.ArgumentParser(prog="minference bench attention", description=__doc__)
-    made.add_argument("--lengths", type=length_of, nargs="+", default=[1 << 17])
+    made.add_argument("--lengths", type=parse_length, nargs="+", default=[1 << 17])
     made.add_argument("--cases", nargs="+", default=["vs1"])
     made.add_argument("--impls", nargs="+", default=["auto"])
     made.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from minference.bench.attention import length_of
 from minference.bench.records import Recorder
 from minference.bench.shapes import SHAPES, ModelShape, shape_of
 from minference.integrations.transformers import attach
 from minference.integrations.transformers.records import Mark, mark, seconds
+from minference.lengths import parse_length
 from minference.methods import Dense, Method, MInference
 from minference.testing import default_device
 
@@ -192,9 +192,9 @@ def parser() -> argparse.ArgumentParser:
     """Options of the benchmark."""
     made = argparse.ArgumentParser(prog="minference bench prefill", description=__doc__)
     made.add_argument("--model", choices=list(SHAPES), default="llama-3-8b")
-    made.add_argument("--lengths", type=length_of, nargs="+", default=[1 << 15, 1 << 17])
+    made.add_argument("--lengths", type=parse_length, nargs="+", default=[1 << 15, 1 << 17])
     made.add_argument("--layers", type=int, default=None, help="the first layers only")
-    made.add_argument("--dense-up-to", type=length_of, default=1 << 18)
+    made.add_argument("--dense-up-to", type=parse_length, default=1 << 18)
     made.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     made.add_argument("--chunk-tokens", type=int, default=8192, help="0 for whole prompts")
     made.add_argument("--kv", choices=["device", "host", "host_fp8"], default="device")

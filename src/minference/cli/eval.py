@@ -45,9 +45,10 @@ def run(
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
 ) -> None:
     """Ask the same seeded questions under every method; run it again to go on after a kill."""
-    from minference.eval.method_spec import parse_length, parse_methods
     from minference.eval.plan import make_cells, resolve_tasks
     from minference.eval.runner import run_cells
+    from minference.lengths import parse_length
+    from minference.methods.spec import parse_methods
 
     for kind, value, valid in (
         ("placement", placement, ("end", "spread")),

@@ -70,11 +70,11 @@ def difference(old: HeadPatterns, new: HeadPatterns, length: int) -> dict[str, A
 
 
 def _show_difference(sources: list[str], length: str, *, as_json: bool) -> None:
-    from minference.cli.run import length_of
+    from minference.lengths import parse_length
     from minference.viz.head_map import label_of
 
     tables = [HeadPatterns.from_pretrained(source) for source in sources]
-    found = difference(tables[0], tables[1], length_of(length))
+    found = difference(tables[0], tables[1], parse_length(length))
     if as_json:
         typer.echo(json.dumps(found))
         return

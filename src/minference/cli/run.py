@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minference.cli.progress import layer_progress
+from minference.lengths import parse_length
+from minference.methods.spec import build_method, parse_method
 
 if TYPE_CHECKING:
     from minference.methods.base import Method
@@ -48,7 +50,7 @@ def run(
     if demo_facts:
         from minference.eval.tasks import make_sample
 
-        sample = make_sample("multikey", length_of(tokens), seed)
+        sample = make_sample("multikey", parse_length(tokens), seed)
         text, expected = sample.text(0), sample.questions[0].answer
     else:
         text = prompt if prompt is not None else file.read_text() if file else sys.stdin.read()
@@ -57,7 +59,7 @@ def run(
     if limit is not None and ids.shape[1] + max_new_tokens > limit:
         raise ValueError(f"the prompt has {ids.shape[1]} tokens, the model takes {limit}; cut it")
     config = llm.config.get_text_config(decoder=True)
-    chosen: Method = method_from(method, config)
+    chosen: Method = build_method(parse_method(method), llm.config)
     if plot is not None:
         chosen = probe(chosen, config, layer, head)
     task = Task(tokenizer, ids, max_new_tokens, quiet=as_json or quiet)
@@ -66,45 +68,6 @@ def run(
         result["plot"] = draw(chosen, plot)
     result |= {"model": model, "tokens": int(ids.shape[1]), "expected": expected, "seed": seed}
     typer.echo(json.dumps(result) if as_json else report(result))
-
-
-def length_of(text: str) -> int:
-    """A length such as 16384, 16k or 1m, in tokens; k is 1024."""
-    factor = {"k": 1 << 10, "m": 1 << 20}.get(text[-1:].lower(), 1)
-    digits = text if factor == 1 else text[:-1]
-    if not digits.isdigit() or int(digits) < 1:
-        raise ValueError(f"a length must look like 16384, 16k or 1m, got {text!r}")
-    return int(digits) * factor
-
-
-def method_from(text: str, config: Any) -> Method:  # noqa: ANN401
-    """The method of `name:key=value,...`, values as JSON where they are, `patterns` a file or id.
-
-    MInference's budgets are meant for 128K tokens and shrink with the context unless
-    `budget_length` says otherwise.
-    """
-    from minference.head_patterns import HeadPatterns
-    from minference.integrations.transformers.attach import fitting
-    from minference.methods import get_method
-
-    name, _, rest = text.partition(":")
-    cls = get_method(name)
-    options: dict[str, Any] = {}
-    for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"method options look like key=value, got {pair!r}")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    fields = getattr(cls, "__dataclass_fields__", {})
-    if "patterns" in fields:
-        given = options.get("patterns")
-        options["patterns"] = HeadPatterns.from_pretrained(given) if given else fitting(config)
-    if "budget_length" in fields:
-        options.setdefault("budget_length", 131_072)
-    return cls(**options)
 
 
 def probe(method: Method, config: Any, layer: int, head: int) -> Probe:  # noqa: ANN401

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minference.cli.progress import bar
-from minference.cli.run import length_of, load
+from minference.cli.run import load
+from minference.lengths import parse_length
 
 if TYPE_CHECKING:
     from minference.search.search import Found, Settings
@@ -47,7 +48,7 @@ def search(
     settings = Settings(space=space, objective=objective, rows=rows, recall=recall)
     check_writable(out)
     texts = [path.read_text(encoding="utf-8") for path in text or ()] or _generated(
-        tasks.split(","), [length_of(x) for x in lengths.split(",")], samples, seed
+        tasks.split(","), [parse_length(x) for x in lengths.split(",")], samples, seed
     )
     llm, tokenizer = load(model)
     prompts = [tokenizer(own, return_tensors="pt").input_ids for own in texts]

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 import minference
-from minference.eval.method_spec import MethodSpec, build_method
 from minference.eval.plan import Cell, draw
 from minference.eval.records import Record, Records, key_of
 from minference.eval.scoring import Reading, encode, read_sample
 from minference.eval.tasks import Sample
 from minference.eval.tasks.draft import Measure
 from minference.methods import Method, Static
+from minference.methods.spec import MethodSpec, build_method
 
 Progress = Callable[[int, int, str], None]
 

@@ -13,9 +13,9 @@ from minference.integrations.transformers import _compat, state
 from minference.integrations.transformers.coverage import DENSE_FROM
 from minference.integrations.transformers.handle import REMEDY, Handle
 from minference.integrations.transformers.host_cache import check_kv
-from minference.log import warn_once
 from minference.methods import MInference, get_method
 from minference.methods.base import Context, Method
+from minference.methods.spec import fitting_patterns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,9 +107,11 @@ def _method(model: PreTrainedModel, given: Method | str | None) -> Method:
     if isinstance(given, str):
         cls = get_method(given)
         fields = getattr(cls, "__dataclass_fields__", {})
-        options: dict[str, Any] = {"patterns": fitting(config)} if "patterns" in fields else {}
+        options: dict[str, Any] = (
+            {"patterns": fitting_patterns(config)} if "patterns" in fields else {}
+        )
         given = cls(**options)
-    method = MInference(patterns=fitting(config)) if given is None else given
+    method = MInference(patterns=fitting_patterns(config)) if given is None else given
     patterns = getattr(method, "patterns", None)
     if isinstance(patterns, HeadPatterns):
         check_shape(patterns, config)
@@ -125,14 +127,3 @@ def check_shape(patterns: HeadPatterns, config: Any) -> None:  # noqa: ANN401
             f"{patterns.shape[0]} and {patterns.shape[1]}; search this model with "
             "`minference search`, or pass default_patterns(layers, heads)"
         )
-
-
-def fitting(config: Any) -> HeadPatterns:  # noqa: ANN401
-    """The published patterns of this architecture and shape, else the default with a warning."""
-    patterns = state.patterns_for(config)
-    if patterns.provenance.model is None:
-        warn_once(
-            f"no searched patterns for this {config.model_type} of {config.num_hidden_layers} "
-            "layers: every head gets the default pattern; `minference search MODEL` finds better"
-        )
-    return patterns

@@ -8,9 +8,10 @@ from typing import Any
 from minference import methods
 from minference.errors import UnsupportedError, unknown_name
 from minference.head_patterns import HeadPatterns, get_support_models
-from minference.integrations.transformers.attach import attach, check_shape, fitting
+from minference.integrations.transformers.attach import attach, check_shape
 from minference.log import warn_once
 from minference.methods.base import Method
+from minference.methods.spec import fitting_patterns
 
 _PLAIN = ("dense", "hf", "minference_with_dense")
 
@@ -104,7 +105,7 @@ class MInference:
                 f"the patterns of {self.model_name} are for {patterns.shape}, the model has "
                 f"{shape} (layers, heads): default patterns serve; `minference search` finds better"
             )
-        return fitting(config)
+        return fitting_patterns(config)
 
     def _patch_vllm(self, llm: Any) -> Any:  # noqa: ANN401
         from minference.integrations.vllm import attach_llm

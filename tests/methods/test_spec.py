@@ -1,9 +1,12 @@
 """Methods by name and options."""
 
+from pathlib import Path
+
 import pytest
 
-from minference.eval.method_spec import build_method, parse_length, parse_methods
+from minference.head_patterns import default_patterns
 from minference.methods import AShape, MInference
+from minference.methods.spec import build_method, parse_method, parse_methods
 from minference.patterns import VerticalSlash
 from minference.testing import tiny_model
 
@@ -39,7 +42,26 @@ def test_an_unknown_option_lists_the_valid_ones() -> None:
         build_method(parse_methods("a_shape:locl=3")[0], tiny_model("qwen3").config)
 
 
-def test_lengths() -> None:
-    assert [parse_length(text) for text in ("4096", "4k", "1M")] == [4096, 4096, 1 << 20]
-    with pytest.raises(ValueError, match="number of tokens"):
-        parse_length("4.5k")
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        ("minference", 131_072),
+        ("minference:budget_length=none", None),
+        ("minference:budget_length=32k", 32_768),
+        ("minference:vertical=100", None),
+        ("minference:vertical=100,budget_length=32k", 32_768),
+    ],
+)
+def test_budgets_shrink_with_the_context_unless_given(text: str, length: int | None) -> None:
+    method = build_method(parse_method(text), tiny_model("qwen3").config)
+    assert isinstance(method, MInference)
+    assert method.budget_length == length
+
+
+@pytest.mark.parametrize("text", ["minference:vertical=many", "minference:vertical=2,patterns=x"])
+def test_bad_budgets_are_refused(text: str, tmp_path: Path) -> None:
+    table = tmp_path / "x.json"
+    default_patterns(4, 4).save(table)
+    spec = parse_method(text.replace("patterns=x", f"patterns={table}"))
+    with pytest.raises(ValueError, match=r"number of tokens|both patterns"):
+        build_method(spec, tiny_model("qwen3").config)

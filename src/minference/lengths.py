@@ -1,0 +1,19 @@
+"""Lengths as people write them: 16384, 16k, 1m."""
+
+from __future__ import annotations
+
+_UNITS = {"k": 1 << 10, "m": 1 << 20}
+
+
+def parse_length(text: str) -> int:
+    """A number of tokens: `4096`, `4k` (4096), `1m` (2 ** 20).
+
+    Raises:
+        ValueError: anything else, zero included.
+    """
+    lowered = text.strip().lower()
+    unit = _UNITS.get(lowered[-1:], 1)
+    digits = lowered if unit == 1 else lowered[:-1]
+    if not (digits.isascii() and digits.isdigit() and int(digits)):
+        raise ValueError(f"a length must look like 16384, 16k or 1m, got {text!r}")
+    return int(digits) * unit
