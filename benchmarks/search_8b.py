@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from minference.bench.attention import length_of
 from minference.bench.prefill import synchronize
 from minference.bench.records import Recorder
 from minference.bench.shapes import SHAPES, shape_of
+from minference.lengths import parse_length
 from minference.search.search import Settings, search
 from minference.testing import default_device
 
@@ -28,7 +28,7 @@ def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", choices=list(SHAPES), default="llama-3-8b")
     given.add_argument("--layers", type=int, default=None, help="the first layers only")
-    given.add_argument("--length", type=length_of, default=1 << 15)
+    given.add_argument("--length", type=parse_length, default=1 << 15)
     given.add_argument("--spaces", nargs="+", default=["paper", "wide"])
     given.add_argument("--recall", type=float, default=0.95, help="of the runs with growth")
     given.add_argument("--rows", type=int, default=64)
