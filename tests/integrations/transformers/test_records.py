@@ -103,6 +103,26 @@ def test_recall_is_recorded_when_asked() -> None:
             assert row["output_error"] > 0
 
 
+def test_heads_make_up_their_layer() -> None:
+    model = tiny_model()
+    with torch.no_grad(), minference.attach(model, NARROW, dense_from=2, recall_rows=9) as handle:
+        model(IDS)
+        rows, heads = handle.records, handle.head_records
+    assert [(r["layer"], r["head"]) for r in heads] == [(i, h) for i in range(4) for h in range(4)]
+    for row in rows:
+        own = [r for r in heads if r["layer"] == row["layer"]]
+        assert min(r["recall_min"] for r in own) == row["recall_min"]
+        for name in ("density", "recall", "output_error"):
+            assert sum(r[name] for r in own) / 4 == pytest.approx(row[name])
+
+
+def test_heads_served_densely_are_not_told() -> None:
+    model, wide = tiny_model(), AShape(sink=4, local=300, min_seq_len=0)
+    with torch.no_grad(), minference.attach(model, wide, record=True) as handle:
+        model(IDS)
+        assert handle.head_records == []
+
+
 def test_the_clock_counts_seconds() -> None:
     begin = mark(torch.device("cpu"))
     assert 0 <= seconds(begin, mark(torch.device("cpu"))) < 5

@@ -63,6 +63,14 @@ class Handle(Detachable):
         return [layer.to_dict() for layer in self._state.layers]
 
     @property
+    def head_records(self) -> list[dict[str, float]]:
+        """The last prefill by layer and head, as `records.LayerRecord.heads` tells it.
+
+        Layers that the dense kernel served are not in it.
+        """
+        return [row for layer in self._state.layers for row in layer.heads()]
+
+    @property
     def indices(self) -> list[tuple[int, Any]]:
         """(layer, index) of the last sparse prefill, index None for layers served densely."""
         layers = self._state.layers

@@ -70,6 +70,26 @@ class LayerRecord:
             row |= {"output_error": float(error.mean())}
         return row
 
+    def heads(self) -> list[dict[str, float]]:
+        """By head, over the batch: density, recall and the outputs' error, as in `to_dict`.
+
+        Empty where the dense kernel served, which keeps everything.
+        """
+        if self.index is None or self.dense:
+            return []
+        lists = self.index.head_density().mean(0).tolist()
+        count = len(lists) if self.kept is None else self.kept[0].shape[1]
+        rows = [
+            {"layer": self.layer, "head": h, "density": lists[h * len(lists) // count]}
+            for h in range(count)
+        ]
+        if self.kept is not None:
+            mass, error = self.kept
+            for h, row in enumerate(rows):
+                row |= {"recall": float(mass[:, h].mean()), "recall_min": float(mass[:, h].min())}
+                row |= {"output_error": float(error[:, h].mean())}
+        return rows
+
 
 def kept(
     query: Tensor,
