@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -80,13 +80,30 @@ def run(
 @app.command()
 def report(
     folder: str = typer.Argument(help="Folder or JSONL file that `minference eval` wrote."),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="HTML page to write, pictures inside.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for the page's pictures as PNG files.")
+    ] = None,
     as_json: bool = typer.Option(False, "--json", help="Scores as one JSON object."),
 ) -> None:
-    """Print the table of results that lie in a folder."""
+    """Print the table of results that lie in a folder, or write them as one HTML page."""
     from minference.eval.records import FILE_NAME, Records
 
     path = Path(folder)
-    _show(Records.read(path / FILE_NAME if path.is_dir() else path), as_json)
+    records = Records.read(path / FILE_NAME if path.is_dir() else path)
+    if output is None:
+        if pictures is not None:
+            raise ValueError("--pictures needs the page that they belong to: give -o report.html")
+        _show(records, as_json)
+        return
+    from minference.eval.html import write_report
+
+    title = f"Evaluation: {path.resolve().name}"
+    files = write_report(records.lines, output, title=title, pictures=pictures)
+    names = [str(file) for file in files]
+    typer.echo(json.dumps({"files": names}) if as_json else "\n".join(f"wrote {n}" for n in names))
 
 
 def _show(records: Records, as_json: bool) -> None:
