@@ -90,6 +90,8 @@ FULL = Recipe(
         Phase(32_768, 480, (0.8, 0.5), answer_weight=1.5, mixed=0.4, boost=1.5),
         Phase(65_536, 240, (0.5, 0.3), answer_weight=2.0, mixed=0.5, boost=1.5),
         Phase(131_072, 240, (0.3, 0.02), answer_weight=2.0, mixed=0.6, boost=2.0, lone_chains=0.9),
+        Phase(32_768, 260, (0.3, 0.12), answer_weight=2.0, mixed=0.4, boost=5.0, lone_chains=0.9),
+        Phase(131_072, 60, (0.1, 0.005), answer_weight=2.0, mixed=0.6, boost=3.0, lone_chains=0.9),
     )
 )
 PROBE = Recipe(
