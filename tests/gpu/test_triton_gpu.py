@@ -70,6 +70,7 @@ def test_bf16_estimate_and_selection_of_a_long_prompt(device: torch.device) -> N
         assert torch.equal(offsets.row(0, h), same_offsets.row(0, h))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_the_host_never_waits_for_the_device(device: torch.device) -> None:
     q, k, v = random_qkv(4, 2, 300, dim=64, dtype=BF16, device=device)
     layout = layout_of(q, k)
