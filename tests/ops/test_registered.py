@@ -4,7 +4,9 @@ import pytest
 import torch
 
 # loading them registers the ops
+from minference.ops.antidiagonal import api as antidiagonal
 from minference.ops.estimate import api as estimate
+from minference.ops.flex import api as flex
 from minference.ops.pool import api as pool
 from minference.ops.select import api as select
 from minference.testing import layout_of, random_qkv
@@ -23,6 +25,8 @@ def test_fake_versions_agree(length: int) -> None:
     cases = [(OPS.last_query_lines, (*call, 0.2, 0.0, 64, name)) for name in ("reference", "torch")]
     cases.append((OPS.last_query_masses, (*call, 0.2, 0.0, 64)))
     cases.append((OPS.pooled_block_lists, (*call, [2, 3], [0, 3], True)))
+    cases.append((OPS.antidiagonal_tiles, (*call, 16, 0.5, 0.2, 0.0)))
+    cases.append((OPS.flex_tiles, (*call, 0.5, 0.1, 1, 0.2, 0.0)))
     masses = estimate.last_query_masses(*call, impl="torch")
     for name in ("reference", "triton"):
         cases.append((OPS.select_columns, (masses.columns, [5, 40, 0, 900], 30, name)))
@@ -39,7 +43,10 @@ def test_an_index_is_built_without_a_break_in_the_graph() -> None:
         masses = estimate.last_query_masses(q, k, layout.first, layout.stop, impl="torch")
         columns = select.select_columns(masses.columns, (40,) * 4, impl="torch")
         blocks = pool.pooled_block_lists(q, k, layout.first, layout.stop, (2,) * 4)
-        return [columns.values, columns.count, blocks.values, blocks.count]
+        strided = antidiagonal.antidiagonal_tiles(q, k, layout, stride=16, threshold=0.5, scale=0.2)
+        tiles = flex.flex_tiles(q, k, layout, gamma=0.5, tau=0.1, least=1, scale=0.2)
+        every = (columns, blocks, strided, tiles)
+        return [tensor for lists in every for tensor in (lists.values, lists.count)]
 
     compiled = torch.compile(lists, backend="eager", fullgraph=True)
     for got, expected in zip(compiled(q, k), lists(q, k), strict=True):

@@ -7,10 +7,12 @@ from minference.methods.a_shape import AShape
 from minference.methods.base import Context, Method
 from minference.methods.dense import Dense
 from minference.methods.dilated import Dilated1, Dilated2
+from minference.methods.flexprefill import FlexPrefill
 from minference.methods.grouped import Grouped
 from minference.methods.minference import MInference
 from minference.methods.static import Static
 from minference.methods.tri_shape import TriShape
+from minference.methods.xattention import XAttention
 
 __all__ = [
     "AShape",
@@ -18,20 +20,23 @@ __all__ = [
     "Dense",
     "Dilated1",
     "Dilated2",
+    "FlexPrefill",
     "Grouped",
     "MInference",
     "Method",
     "Static",
     "TriShape",
+    "XAttention",
     "get_method",
     "method_names",
 ]
 
 _GROUP = "minference.methods"
-_OWN: dict[str, type[Method]] = {
-    cls.name: cls
-    for cls in (MInference, Grouped, Dense, AShape, TriShape, Static, Dilated1, Dilated2)
-}
+_CLASSES = (
+    MInference, Grouped, FlexPrefill, XAttention, AShape, TriShape, Dense, Static,
+    Dilated1, Dilated2,
+)  # fmt: skip
+_OWN: dict[str, type[Method]] = {cls.name: cls for cls in _CLASSES}
 
 
 def method_names() -> list[str]:
