@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 import pytest
 import torch
 
@@ -58,6 +60,27 @@ def test_chunks_give_the_same_numbers(family: str, rows: int) -> None:
         assert torch.equal(model(**given).logits, before)
     assert hooks == [dict(module._forward_hooks) for module in model.modules()]
     assert not state.attached()
+
+
+def test_compiled_chunks_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("qwen3", num_hidden_layers=5)
+    torch._dynamo.reset()
+    # without the minute that a C++ compiler takes
+    monkeypatch.setattr(chunks, "_compiled", cache(partial(torch.compile, backend="eager")))
+    with torch.no_grad():
+        plain = model(IDS[:1]).logits
+        with minference.attach(model, Dense(), chunk_tokens=37, fuse=True):
+            got = model(IDS[:1]).logits
+        again = model(IDS[:1]).logits
+    torch.testing.assert_close(got, plain, atol=1e-4, rtol=1e-4)
+    assert torch.equal(again, plain)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 4 <= graphs <= 6  # norms of three shapes, MLP, rotary: whatever the number of layers
+
+
+def test_bad_fuse_without_chunks() -> None:
+    with pytest.raises(ValueError, match="chunk_tokens=8192"):
+        minference.attach(tiny_model(), NARROW, fuse=True)
 
 
 def test_nothing_is_left_of_the_mode() -> None:

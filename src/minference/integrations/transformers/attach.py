@@ -34,6 +34,7 @@ def attach(
     on_layer: Callable[[int], None] | None = None,
     observe: Callable[[Context, Tensor, Tensor, Tensor], None] | None = None,
     chunk_tokens: int | None = None,
+    fuse: bool = False,
     kv: str = "device",
 ) -> Handle:
     """Prefills long prompts of a transformers model sparsely; everything else stays dense.
@@ -55,15 +56,22 @@ def attach(
             before its attention; for tools that measure.
         chunk_tokens: run norms, MLPs and rotary embeddings over that many tokens at a time, which
             bounds their memory; 8192 suits a GPU. What they give is the same.
+        fuse: compile that work on whole chunks with torch.compile: seconds once, then less time for
+            each long prompt. Needs `chunk_tokens` and a C++ compiler.
         kv: where keys and values stay: "device", "host" (a layer's are on the device while it
             computes), or "host_fp8" (e4m3 there: decoding sees them to one part in 16).
 
     Raises:
-        ValueError: patterns of another shape, a bad number, or a model that is attached already.
+        ValueError: patterns of another shape, a bad number, `fuse` without `chunk_tokens`, or a
+            model that is attached already.
         UnsupportedError: here, a model without causal attention or outside the attention interface;
             when called, a prompt that cannot fit into memory.
     """
     check_kv(kv)
+    if fuse and chunk_tokens is None:
+        raise ValueError(
+            "fuse=True compiles work on chunks and there are none; give chunk_tokens=8192"
+        )
     _check_served(model)
     numbers = {
         "starting_layer": starting_layer,
@@ -86,7 +94,7 @@ def attach(
         observe=observe,
         reuse=chunk_tokens is not None,
     )
-    return Handle(model, own, chunk_tokens=chunk_tokens, kv=kv)
+    return Handle(model, own, chunk_tokens=chunk_tokens, fuse=fuse, kv=kv)
 
 
 def _check_served(model: PreTrainedModel) -> None:

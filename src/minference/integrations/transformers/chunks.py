@@ -7,6 +7,7 @@ projections need none beyond their result, so they stay whole.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,8 +18,13 @@ from minference.integrations.transformers import _compat
 Undo = Callable[[], None]
 
 
-def chunk_token_wise(model: nn.Module, tokens: int) -> list[Undo]:
+def chunk_token_wise(model: nn.Module, tokens: int, *, fuse: bool = False) -> list[Undo]:
     """Wraps the norms, MLPs and the rotary application of a model.
+
+    Args:
+        model: of which modules are wrapped.
+        tokens: of a chunk.
+        fuse: whether torch.compile makes the work on whole chunks; what is left runs as it is.
 
     Returns:
         Functions that undo the wrapping.
@@ -33,10 +39,14 @@ def chunk_token_wise(model: nn.Module, tokens: int) -> list[Undo]:
         for name in ("mlp", "feed_forward"):
             mlp = getattr(module, name, None)
             if isinstance(mlp, nn.Module):
-                undo.append(_wrap(mlp, _chunked_mlp(mlp.forward, tokens)))
+                undo.append(_wrap(mlp, _chunked_mlp(mlp.forward, _fused(mlp, fuse), tokens)))
         if type(module).__name__.endswith(("RMSNorm", "LayerNorm")):
-            undo.append(_wrap(module, _chunked_norm(module.forward, tokens)))
-        forward = _compat.with_rotary(module, lambda plain: _chunked_rotary(plain, tokens))
+            norm = _chunked_norm(module.forward, _fused(module, fuse), tokens)
+            undo.append(_wrap(module, norm))
+        forward = _compat.with_rotary(
+            module,
+            lambda plain: _chunked_rotary(plain, _compiled(plain) if fuse else plain, tokens),
+        )
         if forward is not None:
             undo.append(_wrap(module, forward))
     return undo
@@ -55,13 +65,32 @@ def _wrap(module: nn.Module, forward: Callable[..., Any]) -> Undo:
     return undo
 
 
-def _in_chunks(plain: Callable[[Tensor], Tensor], x: Tensor, dim: int, tokens: int) -> Tensor:
+@cache
+def _compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """One compiled function for all modules of a class: their weights are arguments of it."""
+    return torch.compile(plain)
+
+
+def _fused(module: nn.Module, fuse: bool) -> Callable[..., Any]:
+    """A module's forward, compiled if asked for and if no other library holds it already."""
+    if not fuse or "forward" in module.__dict__:
+        return module.forward
+    return partial(_compiled(type(module).forward), module)
+
+
+def _in_chunks(
+    plain: Callable[[Tensor], Tensor],
+    fused: Callable[[Tensor], Tensor],
+    x: Tensor,
+    dim: int,
+    tokens: int,
+) -> Tensor:
     """The parts of a result over `dim`, which some experts hand back without the dimensions before
     it."""
     out, at = None, dim
     for begin in range(0, x.shape[dim], tokens):
         size = min(tokens, x.shape[dim] - begin)
-        part = plain(x.narrow(dim, begin, size))
+        part = (fused if size == tokens else plain)(x.narrow(dim, begin, size))
         if out is None:
             at = dim - x.dim() + part.dim()
             shape = list(part.shape)
@@ -71,7 +100,9 @@ def _in_chunks(plain: Callable[[Tensor], Tensor], x: Tensor, dim: int, tokens: i
     return plain(x) if out is None else out
 
 
-def _chunked_mlp(plain: Callable[..., Any], tokens: int) -> Callable[..., Any]:
+def _chunked_mlp(
+    plain: Callable[..., Any], fused: Callable[..., Any], tokens: int
+) -> Callable[..., Any]:
     def forward(x: Tensor, *args: object, **kwargs: object) -> Any:  # noqa: ANN401
         # experts see flattened tokens, which are in order for one row only
         if torch.is_grad_enabled() or x.dim() != 3 or x.shape[0] > 1 or args or kwargs:
@@ -80,14 +111,14 @@ def _chunked_mlp(plain: Callable[..., Any], tokens: int) -> Callable[..., Any]:
             return plain(x)
         rest: list[Any] = []
 
-        def first(part: Tensor) -> Tensor:
-            got = plain(part)
+        def first(forward: Callable[..., Any], part: Tensor) -> Tensor:
+            got = forward(part)
             if isinstance(got, tuple):
                 rest.append(got[1:])
                 return got[0]
             return got
 
-        out = _in_chunks(first, x, 1, tokens)
+        out = _in_chunks(partial(first, plain), partial(first, fused), x, 1, tokens)
         # what a router says of each token
         more = (torch.cat(parts, dim=parts[0].dim() - 2) for parts in zip(*rest, strict=True))
         return (out, *more) if rest else out
@@ -95,18 +126,22 @@ def _chunked_mlp(plain: Callable[..., Any], tokens: int) -> Callable[..., Any]:
     return forward
 
 
-def _chunked_norm(plain: Callable[..., Tensor], tokens: int) -> Callable[..., Tensor]:
+def _chunked_norm(
+    plain: Callable[..., Tensor], fused: Callable[..., Tensor], tokens: int
+) -> Callable[..., Tensor]:
     def forward(x: Tensor, *args: object, **kwargs: object) -> Tensor:
         # a norm looks at the last dimension alone: any other may be cut, the tokens are the longest
         dim = max(range(x.dim() - 1), key=lambda d: x.shape[d], default=0)
         if torch.is_grad_enabled() or x.dim() < 3 or x.shape[dim] <= tokens or args or kwargs:
             return plain(x, *args, **kwargs)
-        return _in_chunks(plain, x, dim, tokens)
+        return _in_chunks(plain, fused, x, dim, tokens)
 
     return forward
 
 
-def _chunked_rotary(plain: Callable[..., Any], tokens: int) -> Callable[..., Any]:
+def _chunked_rotary(
+    plain: Callable[..., Any], fused: Callable[..., Any], tokens: int
+) -> Callable[..., Any]:
     """Rotates in place: q and k are fresh from their projections or norms, and not used again."""
 
     def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -116,7 +151,8 @@ def _chunked_rotary(plain: Callable[..., Any], tokens: int) -> Callable[..., Any
             return plain(q, k, cos, sin, *args, **kwargs)
         for begin in range(0, length, tokens):
             own = slice(begin, begin + tokens)
-            turned = plain(q[:, :, own], k[:, :, own], cos[:, own], sin[:, own])
+            turn = fused if begin + tokens <= length else plain
+            turned = turn(q[:, :, own], k[:, :, own], cos[:, own], sin[:, own])
             q[:, :, own], k[:, :, own] = turned
         return q, k
 

@@ -33,6 +33,7 @@ class Handle(Detachable):
         own: state.State,
         *,
         chunk_tokens: int | None = None,
+        fuse: bool = False,
         kv: str = "device",
     ) -> None:
         self._state = own
@@ -42,7 +43,9 @@ class Handle(Detachable):
         self._before = _compat.implementation(self._config)
         if self._before == NAME:
             raise ValueError("the model is attached already; detach the other handle first")
-        self._undo = [] if chunk_tokens is None else chunk_token_wise(model, chunk_tokens)
+        self._undo = []
+        if chunk_tokens is not None:
+            self._undo = chunk_token_wise(model, chunk_tokens, fuse=fuse)
         state.put(self._config, own)
         _compat.set_implementation(self._config, NAME)
         self._check = model.register_forward_hook(self._after_forward)
