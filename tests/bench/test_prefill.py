@@ -37,7 +37,7 @@ def test_prefill_splits_the_first_token_and_says_what_it_extrapolates(tmp_path: 
 
 
 def test_extrapolation_squares_the_attention_alone() -> None:
-    names = dict.fromkeys(("op", "impl", "model", "layers", "dtype", "kv"), "x")
+    names = dict.fromkeys(("op", "impl", "model", "layers", "dtype", "kv", "fuse"), "x")
     measured = {**names, "length": 100, "first_token_s": 3.0, "attention_s": 1.0}
     assert extrapolated(measured, 400)["first_token_s"] == pytest.approx(16 + 8)
 

@@ -130,7 +130,9 @@ def extrapolated(measured: Record, length: int) -> Record:
     ratio = length / measured["length"]
     attention = measured["attention_s"] * ratio**2
     first = attention + (measured["first_token_s"] - measured["attention_s"]) * ratio
-    kept = {name: measured[name] for name in ("op", "impl", "model", "layers", "dtype", "kv")}
+    kept = {
+        name: measured[name] for name in ("op", "impl", "model", "layers", "dtype", "kv", "fuse")
+    }
     kept |= {"length": length, "first_token_s": first, "attention_s": attention}
     return kept | {"ms_p50": first * 1e3, "extrapolated_from": measured["length"]}
 
@@ -139,7 +141,8 @@ def run(
     name: str, shape: ModelShape, lengths: list[int], *, dense_up_to: int, dtype: torch.dtype,
     device: torch.device, options: dict[str, Any],
 ) -> Iterator[Record]:  # fmt: skip
-    """Dense and sparse records of each length, shortest first, after one short run that warms up.
+    """Dense and sparse records of each length, shortest first; each is its second run, after one
+    with a single decoded token whose time, compilation included, is kept as `first_run_s`.
 
     Args:
         name: the shape's name, for the records.
@@ -156,10 +159,9 @@ def run(
         "sparse": lambda: MInference(patterns=shape.patterns()),
     }
     own = {"model": name, "layers": shape.layers, "dtype": str(dtype).removeprefix("torch.")}
-    own["kv"] = options.get("kv", "device")
+    own |= {"kv": options.get("kv", "device"), "fuse": options.get("fuse", False)}
     generator = torch.Generator().manual_seed(0)
     longest: Record | None = None
-    warm = False
     for length in sorted(lengths):
         ids = torch.randint(shape.vocabulary, (1, length), generator=generator).to(device)
         for kind, make in methods.items():
@@ -168,11 +170,8 @@ def run(
                 if longest is not None:
                     yield extrapolated(longest, length)
                 continue
-            if not warm:
-                for each in methods.values():
-                    measure(model, ids, each(), decoded=1, **options)
-                warm = True
-            record = head | measure(model, ids, make(), **options)
+            first = measure(model, ids, make(), decoded=1, **options)["first_token_s"]
+            record = head | measure(model, ids, make(), **options) | {"first_run_s": first}
             longest = record if kind == "dense" else longest
             gc.collect()
             yield record
@@ -197,6 +196,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dense-up-to", type=parse_length, default=1 << 18)
     made.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     made.add_argument("--chunk-tokens", type=int, default=8192, help="0 for whole prompts")
+    made.add_argument("--fuse", action="store_true", help="compile the work on whole chunks")
     made.add_argument("--kv", choices=["device", "host", "host_fp8"], default="device")
     made.add_argument("--impl", default="auto")
     made.add_argument("--min-seq-len", type=int, default=None)
@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     recorder = Recorder(given.out)
     options = {"kv": given.kv, "impl": given.impl, "min_seq_len": given.min_seq_len}
-    options["chunk_tokens"] = given.chunk_tokens or None
+    options |= {"chunk_tokens": given.chunk_tokens or None, "fuse": given.fuse}
     records = run(
         given.model,
         shape_of(given.model, given.layers),
