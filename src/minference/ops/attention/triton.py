@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.errors import UnsupportedError
@@ -31,8 +31,11 @@ from minference.ops.attention.triton_parts import (
     bitmap_of,
     closes_at,
     covered,
+    in_pages,
     list_of,
+    pages_of,
     place_program,
+    rows_at,
     store_tile,
     tile_dim,
 )
@@ -44,8 +47,8 @@ LOG2_E = math.log2(math.e)
 
 @triton.jit
 def _rows(
-    ptr, desc, step, b, head, end, row, D: tl.constexpr, ROWS: tl.constexpr, TMA: tl.constexpr,
-    GUARD: tl.constexpr,
+    ptr, desc, step, page_step, b, head, end, paged, row, D: tl.constexpr, ROWS: tl.constexpr,
+    TMA: tl.constexpr, GUARD: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
     """Rows [row, row + ROWS) of one head; with GUARD zeros beyond the buffer. [ROWS, BLOCK_D]"""
     BLOCK_D: tl.constexpr = tile_dim(D)
@@ -53,7 +56,8 @@ def _rows(
         return desc.load([b, head, row.to(tl.int32), 0]).reshape(ROWS, BLOCK_D)
     place = row + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
-    at = ptr + place.to(tl.int64)[:, None] * step + column[None, :]
+    at = rows_at(place.to(tl.int64)[:, None], paged, step, page_step, PAGE)
+    at = ptr + at + column[None, :]
     if GUARD:
         known = ((place >= 0) & (place < end))[:, None] & (column < D)[None, :]
         return tl.load(at, mask=known, other=0.0)
@@ -64,11 +68,14 @@ def _rows(
 
 @triton.jit
 def _keys_values(
-    source, row, D: tl.constexpr, ROWS: tl.constexpr, TMA: tl.constexpr, GUARD: tl.constexpr
-):
-    k_ptr, v_ptr, k_desc, v_desc, k_step, v_step, b, head, end = source
-    k = _rows(k_ptr, k_desc, k_step, b, head, end, row, D, ROWS, TMA, GUARD)
-    v = _rows(v_ptr, v_desc, v_step, b, head, end, row, D, ROWS, TMA, GUARD)
+    source, row, D: tl.constexpr, ROWS: tl.constexpr, TMA: tl.constexpr, GUARD: tl.constexpr,
+    PAGE: tl.constexpr,
+):  # fmt: skip
+    k_ptr, v_ptr, k_desc, v_desc, steps, b, head, end, pages = source
+    k_step, v_step, k_page, v_page = steps
+    paged = in_pages(pages, row + tl.arange(0, ROWS), end, PAGE)
+    k = _rows(k_ptr, k_desc, k_step, k_page, b, head, end, paged, row, D, ROWS, TMA, GUARD, PAGE)
+    v = _rows(v_ptr, v_desc, v_step, v_page, b, head, end, paged, row, D, ROWS, TMA, GUARD, PAGE)
     return k, v
 
 
@@ -107,14 +114,14 @@ def _plan(offsets, n, split, item, group, tile, window):
 def _diagonal(
     q, source, acc, peak, total, scaling, pos, tile, first, real, low, high, window, sink,
     D: tl.constexpr, WIDE: tl.constexpr, TMA: tl.constexpr, SOFTCAP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
     """The tile's own two blocks; `low` and `high` are the row halves (bits) that see each."""
     middle = tile * _TILE + _BLOCK
     for part in tl.static_range(_TILE // WIDE):
         begin = tile * _TILE + part * WIDE
         key = begin + tl.arange(0, WIDE)
-        k, v = _keys_values(source, first + begin, D, WIDE, TMA, True)
+        k, v = _keys_values(source, first + begin, D, WIDE, TMA, True, PAGE)
         # keys past the last real one may hold anything, and 0 * NaN is NaN
         v = tl.where((key < real)[:, None], v, 0.0).to(v.dtype)
         halves = tl.where(key < middle, low, high)
@@ -136,7 +143,7 @@ def _sparse_attention(
     steps_ptr, places_ptr, plans_ptr, k_wide, v_wide, k_narrow, v_narrow, k_packed, v_packed,
     H: tl.constexpr, HKV: tl.constexpr, LISTS: tl.constexpr, D: tl.constexpr,
     ROWS: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
-    SOFTCAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr, PAGE: tl.constexpr, table,
 ):  # fmt: skip
     PARTS: tl.constexpr = _TILE // ROWS
     SPLIT: tl.constexpr = _TILE // WIDE
@@ -156,11 +163,18 @@ def _sparse_attention(
     at = b.to(tl.int64) * q_steps[0] + head.to(tl.int64) * q_steps[1]
     at += row.to(tl.int64)[:, None] * q_steps[2] + column[None, :]
     q = tl.load(q_ptr + at, mask=wanted[:, None] & (column < D)[None, :], other=0.0)
-    k_from = k_ptr + b.to(tl.int64) * k_steps[0] + kv_head.to(tl.int64) * k_steps[1]
-    v_from = v_ptr + b.to(tl.int64) * v_steps[0] + kv_head.to(tl.int64) * v_steps[1]
-    wide = (k_from, v_from, k_wide, v_wide, k_steps[2], v_steps[2], b, kv_head, kv_len)
-    narrow = (k_from, v_from, k_narrow, v_narrow, k_steps[2], v_steps[2], b, kv_head, kv_len)
-    packed = (packed_k_ptr, packed_v_ptr, k_packed, v_packed, D, D, 0, 0, packed_rows)
+    pages = pages_of(table, b, PAGE)
+    if PAGE == 0:
+        k_from = k_ptr + b.to(tl.int64) * k_steps[0] + kv_head.to(tl.int64) * k_steps[1]
+        v_from = v_ptr + b.to(tl.int64) * v_steps[0] + kv_head.to(tl.int64) * v_steps[1]
+    else:
+        k_from = k_ptr + kv_head.to(tl.int64) * k_steps[1]
+        v_from = v_ptr + kv_head.to(tl.int64) * v_steps[1]
+    # from row to row, and from page to page
+    steps_of = (k_steps[2], v_steps[2], k_steps[0], v_steps[0])
+    wide = (k_from, v_from, k_wide, v_wide, steps_of, b, kv_head, kv_len, pages)
+    narrow = (k_from, v_from, k_narrow, v_narrow, steps_of, b, kv_head, kv_len, pages)
+    packed = (packed_k_ptr, packed_v_ptr, k_packed, v_packed, (D, D, 0, 0), 0, 0, packed_rows, 0)
 
     own = head * LISTS // H
     item = (b * LISTS + own).to(tl.int64)
@@ -189,26 +203,26 @@ def _sparse_attention(
     if (low | high) != 0:
         acc, peak, total = _diagonal(
             q, wide, acc, peak, total, scaling, pos, tile, first, real, low, high, window, sink,
-            D, WIDE, TMA, SOFTCAP, PRECISION,
+            D, WIDE, TMA, SOFTCAP, PRECISION, PAGE,
         )  # fmt: skip
     base = first + tile * _TILE
     for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
         pair = i // SPLIT
         at_row = base - (tl.load(steps + pair) + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
-        k, v = _keys_values(wide, at_row, D, WIDE, TMA, False)
+        k, v = _keys_values(wide, at_row, D, WIDE, TMA, False, PAGE)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, pos, pos, False, SOFTCAP, PRECISION
         )
     for i in tl.range(0, n_singles, num_stages=STAGES):
         at_row = base - tl.load(steps + (n - 1 - i)) * _BLOCK
-        k, v = _keys_values(narrow, at_row, D, _BLOCK, TMA, False)
+        k, v = _keys_values(narrow, at_row, D, _BLOCK, TMA, False, PAGE)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, pos, pos, False, SOFTCAP, PRECISION
         )
     for i in tl.range(masked, end, num_stages=STAGES):
         begin = tile * _TILE - tl.load(offsets + i) * _BLOCK
         key = begin + tl.arange(0, _BLOCK)
-        k, v = _keys_values(narrow, first + begin, D, _BLOCK, TMA, False)
+        k, v = _keys_values(narrow, first + begin, D, _BLOCK, TMA, False, PAGE)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, key, closes_at(key, window, sink), True,
             SOFTCAP, PRECISION,
@@ -217,7 +231,7 @@ def _sparse_attention(
         entry = tl.load(blocks + i)
         begin = (entry >> 2) * _BLOCK
         key = begin + tl.arange(0, _BLOCK)
-        k, v = _keys_values(narrow, first + begin, D, _BLOCK, TMA, False)
+        k, v = _keys_values(narrow, first + begin, D, _BLOCK, TMA, False, PAGE)
         middle = tile * _TILE + _BLOCK
         opens = tl.where(entry & 3 == 2, middle, 0)
         opens = tl.where(covered(bitmap, 2 * tile - (entry >> 2)) != 0, NEVER, opens)
@@ -233,7 +247,7 @@ def _sparse_attention(
     bound = tl.minimum(real, (2 * tile + 2 - local) * _BLOCK)
     n = count_below(columns, n * live, bound)
     for i in tl.range(0, n, WIDE, num_stages=STAGES):
-        k, v = _keys_values(packed, first_row + i, D, WIDE, TMA, True)
+        k, v = _keys_values(packed, first_row + i, D, WIDE, TMA, True, 0)
         place = i + tl.arange(0, WIDE)
         key = tl.load(columns + place, mask=place < n, other=0)
         there = (place < n) & (covered(bitmap, 2 * tile - (key >> 6)) == 0)
@@ -288,6 +302,7 @@ def sparse_attention(
     return_lse: bool = False,
     launch: AttentionLaunch | None = None,
     tma: bool | None = None,
+    table: Int[Tensor, "B pages"] | None = None,
 ) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"] | None]:
     """Attention over the index's keys, and its log-sum-exp (natural logarithm) when asked for.
 
@@ -296,6 +311,8 @@ def sparse_attention(
     Args:
         launch: launch parameters instead of the table's.
         tma: whether to load through TMA descriptors; where the device can, unless given.
+        table: numbers of each sequence's pages; k and v are then [pages, Hkv, page size, D], any
+            strides whose last one is 1, and are read where they are.
 
     Raises:
         UnsupportedError: a head dim above 256.
@@ -305,22 +322,27 @@ def sparse_attention(
         raise UnsupportedError(
             f"the Triton kernels serve head dims up to {MAX_HEAD_DIM}, got {dim}; use impl='torch'"
         )
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q = q if q.stride(-1) == 1 else q.contiguous()
+    if table is None:
+        k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
     launch = launch or attention_launch(dim, q.dtype, q.device)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
     slots = -(-q_len // TILE) + 1
     data = (q, k, v, out, out if lse is None else lse, *_index_arguments(index))
     data += tuple(tuple(x.stride()[:3]) for x in (q, k, v))
-    data += (slots, q_len, k.shape[2], _scaling(scale, softcap))
+    data += (slots, q_len, index.kv_len, _scaling(scale, softcap))
     fixed = {"H": heads, "HKV": k.shape[1], "LISTS": index.heads, "D": dim, "ROWS": launch.rows}
     fixed |= {"SOFTCAP": bool(softcap), "LSE": return_lse, "num_warps": launch.warps}
+    fixed |= {"PAGE": 0, "table": None}
+    if table is not None:
+        fixed |= {"PAGE": k.shape[2], "table": (table, table.stride(0))}
     grid = (batch * heads * slots * (TILE // launch.rows),)
     if q.dtype == torch.float32:
         sparse_attention_exact[grid](*data, PRECISION="ieee", num_stages=1, **fixed)
         return out, lse
-    packed = [x[None, None] for x in pack_columns(k, v, index)]
-    tma = tma_serves(k, v, *packed) if tma is None else tma
+    packed = [x[None, None] for x in pack_columns(k, v, index, table)]
+    tma = table is None and (tma_serves(k, v, *packed) if tma is None else tma)
     _sparse_attention[grid](
         *data, *packed, packed[0].shape[2], *pair_offsets(index.offsets),
         *_descriptors(k, v, launch.wide, tma=tma), *_descriptors(k, v, BLOCK, tma=tma),

@@ -14,8 +14,11 @@ from minference.ops.attention.triton_parts import (
     bitmap_of,
     closes_at,
     covered,
+    in_pages,
     list_of,
+    pages_of,
     place_program,
+    rows_at,
     store_tile,
     tile_dim,
 )
@@ -41,7 +44,7 @@ def sparse_attention_exact(
     group_tiles_ptr, window_ptr, sink_ptr, first_ptr, stop_ptr, q_steps, k_steps, v_steps,
     slots, q_len, kv_len, scaling,
     H: tl.constexpr, HKV: tl.constexpr, LISTS: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
-    SOFTCAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr, PAGE: tl.constexpr, table,
 ):  # fmt: skip
     BLOCK_D: tl.constexpr = tile_dim(D)
     b, kv_head, head, rank = place_program(slots, H, HKV, _TILE // ROWS)
@@ -59,8 +62,13 @@ def sparse_attention_exact(
     at = b.to(tl.int64) * q_steps[0] + head.to(tl.int64) * q_steps[1]
     at += row.to(tl.int64)[:, None] * q_steps[2] + column[None, :]
     q = tl.load(q_ptr + at, mask=wanted[:, None] & (column < D)[None, :], other=0.0)
-    k_from = k_ptr + b.to(tl.int64) * k_steps[0] + kv_head.to(tl.int64) * k_steps[1]
-    v_from = v_ptr + b.to(tl.int64) * v_steps[0] + kv_head.to(tl.int64) * v_steps[1]
+    pages = pages_of(table, b, PAGE)
+    if PAGE == 0:
+        k_from = k_ptr + b.to(tl.int64) * k_steps[0] + kv_head.to(tl.int64) * k_steps[1]
+        v_from = v_ptr + b.to(tl.int64) * v_steps[0] + kv_head.to(tl.int64) * v_steps[1]
+    else:
+        k_from = k_ptr + kv_head.to(tl.int64) * k_steps[1]
+        v_from = v_ptr + kv_head.to(tl.int64) * v_steps[1]
 
     own = head * LISTS // H
     item = (b * LISTS + own).to(tl.int64)
@@ -96,8 +104,11 @@ def sparse_attention_exact(
             closes = closes_at(key, window, sink)
         known = (key < real)[:, None] & (column < D)[None, :]
         at_row = (first + key).to(tl.int64)[:, None]
-        k = tl.load(k_from + at_row * k_steps[2] + column[None, :], mask=known, other=0.0)
-        v = tl.load(v_from + at_row * v_steps[2] + column[None, :], mask=known, other=0.0)
+        paged = in_pages(pages, first + key, first + real, PAGE)
+        k_at = rows_at(at_row, paged, k_steps[2], k_steps[0], PAGE)
+        k = tl.load(k_from + k_at + column[None, :], mask=known, other=0.0)
+        v_at = rows_at(at_row, paged, v_steps[2], v_steps[0], PAGE)
+        v = tl.load(v_from + v_at + column[None, :], mask=known, other=0.0)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, opens, closes, True, SOFTCAP, PRECISION
         )

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import Ragged, SparseIndex
+from minference.ops.attention.triton_parts import in_pages, pages_of, rows_at
 
 CHUNK = 1024
 PACK_ROWS = 64
@@ -109,7 +110,7 @@ def pair_offsets(
 def _pack(
     k_ptr, v_ptr, packed_k_ptr, packed_v_ptr, values_ptr, start_ptr, count_ptr, first_ptr, stop_ptr,
     k_batch, k_head, k_row, v_batch, v_head, v_row, heads, kv_heads, PROGRAMS: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr, table,
 ):  # fmt: skip
     item = tl.program_id(1)
     b = (item // heads).to(tl.int64)
@@ -119,24 +120,39 @@ def _pack(
     first = tl.load(first_ptr + b)
     real = tl.load(stop_ptr + b) - first
     column = tl.arange(0, BLOCK_D)
+    pages = pages_of(table, b, PAGE)
     for begin in range(tl.program_id(0) * ROWS, n, PROGRAMS * ROWS):
         at = begin + tl.arange(0, ROWS)
         key = tl.load(values_ptr + start + at, mask=at < n, other=-1)
         row = (first + key).to(tl.int64)[:, None]  # [ROWS, 1]
+        paged = in_pages(pages, first + key, first + real, PAGE)
         known = ((key >= 0) & (key < real))[:, None] & (column < D)[None, :]
         to = (start + at).to(tl.int64)[:, None] * D + column[None, :]  # [ROWS, BLOCK_D]
         kept = (at < n)[:, None] & (column < D)[None, :]
-        k_from = k_ptr + b * k_batch + kv_head * k_head + row * k_row + column[None, :]
+        # with pages, the first step is that from page to page
+        k_own = k_ptr
+        if PAGE == 0:
+            k_own = k_ptr + b * k_batch
+        k_at = rows_at(row, paged, k_row, k_batch, PAGE)
+        k_from = k_own + kv_head * k_head + k_at + column[None, :]
         tl.store(packed_k_ptr + to, tl.load(k_from, mask=known, other=0.0), mask=kept)
-        v_from = v_ptr + b * v_batch + kv_head * v_head + row * v_row + column[None, :]
+        v_own = v_ptr
+        if PAGE == 0:
+            v_own = v_ptr + b * v_batch
+        v_at = rows_at(row, paged, v_row, v_batch, PAGE)
+        v_from = v_own + kv_head * v_head + v_at + column[None, :]
         tl.store(packed_v_ptr + to, tl.load(v_from, mask=known, other=0.0), mask=kept)
 
 
 def pack_columns(
-    k: Float[Tensor, "B Hkv N D"], v: Float[Tensor, "B Hkv N D"], index: SparseIndex
+    k: Float[Tensor, "rows Hkv N D"],
+    v: Float[Tensor, "rows Hkv N D"],
+    index: SparseIndex,
+    table: Int[Tensor, "B pages"] | None = None,
 ) -> tuple[Float[Tensor, "total D"], Float[Tensor, "total D"]]:
     """Rows of K and V at the index's columns, in the order of `columns.values`.
 
+    With a table of pages, k and v are [pages, Hkv, page size, D].
     Places that no list uses hold zeros, so that a tile may read past a list's end.
     """
     columns, dim = index.columns, k.shape[3]
@@ -146,5 +162,6 @@ def pack_columns(
         k, v, packed_k, packed_v, columns.values, columns.start.contiguous(),
         columns.count.contiguous(), index.first, index.stop, *k.stride()[:3], *v.stride()[:3],
         index.heads, k.shape[1], PACK_PROGRAMS, dim, triton.next_power_of_2(dim), PACK_ROWS,
+        0 if table is None else k.shape[2], None if table is None else (table, table.stride(0)),
     )  # fmt: skip
     return packed_k, packed_v

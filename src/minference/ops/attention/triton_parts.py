@@ -27,6 +27,38 @@ def place_program(slots, H: tl.constexpr, HKV: tl.constexpr, PARTS: tl.constexpr
 
 
 @triton.jit
+def pages_of(table, b, PAGE: tl.constexpr):
+    """The list of a sequence's pages; nothing where PAGE, the rows of a page, is 0."""
+    pages = 0
+    if PAGE != 0:
+        pages = table[0] + b.to(tl.int64) * table[1]
+    return pages
+
+
+@triton.jit
+def in_pages(pages, place, end, PAGE: tl.constexpr):
+    """Page and row in it of the rows `place` of a sequence, each [ROWS, 1] and int64; nothing
+    where PAGE is 0. Entries past the context may hold anything, and are not read."""
+    page = 0
+    row = 0
+    if PAGE != 0:
+        there = (place >= 0) & (place < end)
+        page = tl.load(pages + place // PAGE, mask=there, other=0).to(tl.int64)[:, None]
+        row = (place % PAGE).to(tl.int64)[:, None]
+    return page, row
+
+
+@triton.jit
+def rows_at(place, paged, step, page_step, PAGE: tl.constexpr):
+    """Where rows begin, in elements: at their int64 `place`, or where `in_pages` found them."""
+    at = place * step
+    if PAGE != 0:
+        page, row = paged
+        at = page * page_step + row * step
+    return at
+
+
+@triton.jit
 def attend(
     q, k, v, acc, peak, total, scaling, pos, opens, closes, MASK: tl.constexpr,
     SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
