@@ -10,10 +10,13 @@ import os
 from pathlib import Path
 
 from minference.bench.records import Recorder
-from minference.cli.run import Task, load, measure
-from minference.eval.tasks import make_sample
+from minference.eval import side_by_side
+from minference.eval.runner import Subject
+from minference.integrations.transformers.load import load
 from minference.lengths import parse_length
 from minference.methods.spec import build_method, parse_method
+
+NEW_TOKENS = 24
 
 
 def main() -> None:
@@ -26,15 +29,17 @@ def main() -> None:
     given.add_argument("--out", type=Path, default=None)
     options = given.parse_args()
     recorder = Recorder(options.out)
-    llm, tokenizer = load(options.model)
-    method = build_method(parse_method(options.method), llm.config)
+    subject = Subject(options.model, *load(options.model))
+    method = build_method(parse_method(options.method), subject.model.config)
     for seed in options.seeds:
-        sample = make_sample("multikey", options.tokens, seed)
-        ids = tokenizer(sample.text(0), return_tensors="pt").input_ids
-        task = Task(tokenizer, ids, max_new_tokens=24, quiet=True)
+        prompt = side_by_side.hidden_fact(subject, options.tokens, seed)
+        ids = side_by_side.encode(subject, prompt.text)
+        dense_side = side_by_side.answer_densely(subject, ids, NEW_TOKENS)
+        sparse_side, _ = side_by_side.answer_sparsely(subject, ids, NEW_TOKENS, method)
         result = {"op": "first_token", "model": options.model, "method": options.method}
-        result |= {"seed": seed, "tokens": ids.shape[1], "expected": sample.questions[0].answer}
-        result |= measure(llm, task, method, compare=True)
+        result |= {"seed": seed, "tokens": ids.shape[1], "expected": prompt.expected}
+        result |= {"dense": dense_side.to_dict(), "sparse": sparse_side.to_dict()}
+        result |= side_by_side.compare(dense_side, sparse_side)
         recorder.write({**result, "load_average": round(os.getloadavg()[0], 2)})
         dense, sparse = result["dense"], result["sparse"]
         print(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minference.bench.records import Recorder
-from minference.cli.run import load
+from minference.cli.subject import load
 from minference.eval.tasks import make_sample
 from minference.lengths import parse_length
 from minference.methods.base import Context

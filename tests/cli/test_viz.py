@@ -1,4 +1,4 @@
-"""`minference viz heads` and `minference inspect --diff`."""
+"""`minference viz` and `minference inspect --diff`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,84 @@ def test_heads_writes_a_picture(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == {"picture": str(picture), "layers": 28, "heads": 28}
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_attention_draws_a_head_and_tells_of_all(tiny_folder: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "new" / "head.png"
+    prompt = ["--demo-facts", "--tokens", "1k", "--seed", "2", "--layer", "1", "--head", "2"]
+    method = ["--method", "a_shape:sink=64,local=64", "--rows", "8"]
+    options = [tiny_folder, *prompt, *method, "-o", str(picture)]
+    done = RUNNER.invoke(app, ["viz", "attention", *options, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert found["tokens"] <= 1025  # with <bos>
+    assert [(r["layer"], r["head"]) for r in found["heads"]] == [
+        (layer, head) for layer in range(4) for head in range(4)
+    ]
+    assert all(0 < r["recall_min"] <= r["recall"] <= 1 for r in found["heads"])
+    assert found["layers"][1] == pytest.approx(found["heads"][4]["density"], abs=1e-4)
+    shown = RUNNER.invoke(app, ["viz", "attention", *options]).stdout
+    row = next(line.split() for line in shown.splitlines() if line.split()[:1] == ["2"])
+    own = found["heads"][6]
+    assert float(row[2]) == pytest.approx(own["recall"], abs=1e-4)
+    assert float(row[4]) == pytest.approx(1 - own["output_error"], abs=1e-4)
+
+
+def test_attention_of_dense_layers(tiny_folder: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    options = ["--prompt", "a word " * 30, "--method", "dense", "-o", str(tmp_path / "a.png")]
+    shown = RUNNER.invoke(app, ["viz", "attention", tiny_folder, *options])
+    assert "everything is computed" in shown.stdout, shown.output
+    wrong = RUNNER.invoke(app, ["viz", "attention", tiny_folder, *options, "--head", "9"])
+    assert "head must be 0 to 3 for this model, got 9" in str(wrong.exception)
+
+
+def results(folder: Path) -> str:
+    """Four answers and two prefills as `minference eval` writes them."""
+    base = {"task": "niah", "length": 4096, "placement": "end", "split": "dev", "questions": 1}
+    lines: list[dict[str, object]] = [
+        {"record": "question", **base, "seed": seed, "index": 0, "method": method}
+        | {"depth": depth, "correct": int(method == "dense" or depth == 0)}
+        for method in ("dense", "a_shape")
+        for seed, depth in enumerate((0.0, 0.5))
+    ]
+    lines += [
+        {"record": "prefill", **base, "seed": 0, "method": method, "density": [1.0, own]}
+        | {"recall": [1.0, kept]}
+        for method, own, kept in (("dense", 1.0, 1.0), ("a_shape", 0.2, 0.7))
+    ]
+    path = folder / "samples.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("needle", {"task": "niah", "method": "a_shape", "baseline": "dense", "questions": 2}),
+        ("recall", {"points": 4}),
+    ],
+)
+def test_results_are_drawn(tmp_path: Path, what: str, told: dict[str, object]) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "new" / f"{what}.svg"
+    source = results(tmp_path)
+    for path in (source, str(tmp_path)):
+        done = RUNNER.invoke(app, ["viz", what, path, "-o", str(picture), "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout) == {"picture": str(picture), **told}
+    assert "<svg" in picture.read_text()
+
+
+def test_results_without_the_wanted_are_errors(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    source = results(tmp_path)
+    wrong = RUNNER.invoke(app, ["viz", "needle", source, "--method", "grouped"])
+    assert "method 'grouped'" in str(wrong.exception)
+    gone = RUNNER.invoke(app, ["viz", "recall", str(tmp_path / "none.jsonl")])
+    assert isinstance(gone.exception, FileNotFoundError)
 
 
 def test_diff_names_heads_kinds_and_density(tmp_path: Path) -> None:

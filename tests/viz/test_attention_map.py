@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-from minference.methods import AShape
-from minference.testing import context_for, layout_of, mixed_index, random_qkv
+from minference.testing import layout_of, mixed_index, random_qkv
 from minference.viz.attention_map import attention_figure, computed_cells, pooled_attention
-from minference.viz.probe import Probe
 
 
 def pooled(full: torch.Tensor, cells: int) -> torch.Tensor:
@@ -42,20 +40,3 @@ def test_the_figure_has_both_panels() -> None:
     square = torch.full((4, 4), 0.25).tril()
     figure = attention_figure(square, (square > 0).float(), length=400, title="layer 0")
     assert [axis.get_title() for axis in figure.axes[:2]] == ["attention", "computed tiles"]
-
-
-def test_the_probe_keeps_a_head_and_changes_nothing() -> None:
-    q, k, _ = random_qkv(4, 2, 300)
-    context = context_for(layout_of(q, k), 4, layer=1)
-    inner = AShape(sink=64, local=64)
-    probe = Probe(inner=inner, layer=1, head=3)
-    index = probe.build_index(q, k, context)
-    expected = inner.build_index(q, k, context)
-    assert index is not None
-    assert expected is not None
-    assert torch.equal(index.to_dense_mask(), expected.to_dense_mask())
-    assert torch.equal(probe.seen[0].q, q[0, 3])
-    assert torch.equal(probe.seen[0].k, k[0, 1])
-    other = Probe(inner=inner, layer=2, head=3)
-    other.build_index(q, k, context)
-    assert not other.seen

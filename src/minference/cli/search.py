@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minference.cli.progress import bar
-from minference.cli.run import load
+from minference.cli.subject import load
 from minference.lengths import parse_length
 
 if TYPE_CHECKING:

@@ -1,34 +1,170 @@
-"""`minference viz`: pictures of what a model's heads do."""
+"""`minference viz`: pictures of what a model's heads do, and of what an evaluation found."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minference.cli.progress import layer_progress
+from minference.cli.subject import (
+    AsJson,
+    DemoFacts,
+    File,
+    Head,
+    Layer,
+    MethodText,
+    Quiet,
+    Seed,
+    Text,
+    Tokens,
+    given_text,
+    load_subject,
+    prompt_for,
+)
 from minference.head_patterns import HeadPatterns
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from minference.eval.records import Record
+
 app = typer.Typer(add_completion=False, no_args_is_help=True)
+Out = Annotated[Path, typer.Option("-o", "--out", help="Picture to write: .png, .svg or .pdf.")]
+Results = Annotated[Path, typer.Argument(help="Folder or JSONL file that `minference eval` wrote.")]
 
 
 @app.callback()
 def root() -> None:
-    """Pictures of what a model's heads do."""
+    """Pictures of what a model's heads do, and of what an evaluation found."""
+
+
+@app.command()
+def attention(
+    model: str = typer.Argument(help="Hub id or path of a transformers model."),
+    prompt: Text = None,
+    file: File = None,
+    demo_facts: DemoFacts = False,
+    tokens: Tokens = "4k",
+    seed: Seed = 0,
+    method: MethodText = "minference",
+    layer: Layer = 0,
+    head: Head = 0,
+    rows: int = typer.Option(64, min=1, help="Rows of the prompt to measure kept mass on."),
+    out: Out = Path("attention.png"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Where a head looks in a prompt, the tiles that a method computes, and what they keep."""
+    from minference.eval.side_by_side import encode
+    from minference.methods.spec import build_method, parse_method
+    from minference.viz.probe import Probe, watch
+
+    text, spec = given_text(prompt, file, demo_facts), parse_method(method)
+    quiet = quiet or as_json
+    subject = load_subject(model, quiet=quiet)
+    probe = Probe.of(subject.model.config, layer, head)
+    chosen = build_method(spec, subject.model.config)
+    ids = encode(subject, prompt_for(subject, text, tokens, seed).text)
+    with layer_progress(subject.model, "prefill", quiet=quiet):
+        handle = watch(subject.model, ids, chosen, probe, rows)
+    probe.save(handle, out)
+    records = handle.records
+    result = {
+        "picture": str(out),
+        "model": model,
+        "tokens": ids.shape[1],
+        "method": method,
+        "layer": layer,
+        "head": head,
+        "rows": rows,
+        "layers": [round(record["density"], 5) for record in records],
+        "heads": handle.head_records,
+    }
+    typer.echo(json.dumps(result) if as_json else attention_report(result))
+
+
+def attention_report(result: dict[str, Any]) -> str:
+    """The heads of the drawn layer as lines for people."""
+    layer, own = result["layer"], [r for r in result["heads"] if r["layer"] == result["layer"]]
+    lines = [
+        f"{result['model']}: {result['tokens']} tokens, {result['method']}, layer {layer}",
+        f"  picture of head {result['head']}: {result['picture']}",
+    ]
+    if not own:
+        return "\n".join([*lines, "  the layer was served densely: everything is computed"])
+    lines.append(f"  {'head':>4} {'density':>8} {'kept mass':>10} {'worst row':>10} {'output':>8}")
+    lines += [
+        f"  {r['head']:4} {r['density']:8.4f} {r['recall']:10.4f} {r['recall_min']:10.4f} "
+        f"{1 - r['output_error']:8.4f}"
+        for r in own
+    ]
+    lines.append(
+        f"  kept mass: share of the softmax on computed keys, mean and worst of {result['rows']} "
+        "rows; output: the same with the values, 1 - |sparse - dense| / |dense|"
+    )
+    return "\n".join(lines)
 
 
 @app.command()
 def heads(
     source: str = typer.Argument(help="Supported model id, or a pattern file."),
-    out: str = typer.Option("heads.png", "-o", "--out", help="Picture to write."),
-    as_json: bool = typer.Option(False, "--json", help="What was drawn, as JSON."),
+    out: Out = Path("heads.png"),
+    as_json: AsJson = False,
 ) -> None:
     """The pattern of every head, by layer and head."""
     from minference.viz.head_map import head_map_figure
 
     table = HeadPatterns.from_pretrained(source)
     figure = head_map_figure(table, title=source)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    _save(figure, out, as_json, {"layers": table.layers, "heads": table.heads})
+
+
+@app.command()
+def needle(
+    results: Results,
+    method: Annotated[str | None, typer.Option(help="As named in the results.")] = None,
+    baseline: str = typer.Option("dense", help="Method to compare with."),
+    task: str = typer.Option("niah", help="Task whose questions have a depth."),
+    out: Out = Path("needle.png"),
+    as_json: AsJson = False,
+) -> None:
+    """Exact match by length and depth, beside the dense model, and the difference."""
+    from minference.viz.needle import needle_figure, needle_grids, needle_methods
+
+    records = _records(results)
+    others = [name for name in needle_methods(records, task) if name != baseline]
+    chosen = method or (others[0] if others else baseline)
+    first, second, difference = needle_grids(records, chosen, baseline=baseline, task=task)
+    maps = {baseline: first, chosen: second}
+    figure = needle_figure(maps, None if chosen == baseline else difference, title=task)
+    drawn = {"task": task, "method": chosen, "baseline": baseline}
+    _save(figure, out, as_json, drawn | {"questions": int(second.count.sum())})
+
+
+@app.command()
+def recall(
+    results: Results,
+    out: Out = Path("recall.png"),
+    as_json: AsJson = False,
+) -> None:
+    """Attention mass kept against density, by layer, of every method of an evaluation."""
+    from minference.viz.recall import recall_figure, recall_points
+
+    points = recall_points(_records(results))
+    figure = recall_figure(points, title=str(results))
+    _save(figure, out, as_json, {"points": len(points)})
+
+
+def _records(path: Path) -> list[Record]:
+    from minference.eval.records import FILE_NAME, Records
+
+    return Records.read(path / FILE_NAME if path.is_dir() else path).lines
+
+
+def _save(figure: Figure, out: Path, as_json: bool, drawn: dict[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
-    drawn = {"picture": out, "layers": table.layers, "heads": table.heads}
-    typer.echo(json.dumps(drawn) if as_json else f"wrote {out}")
+    typer.echo(json.dumps({"picture": str(out), **drawn}) if as_json else f"wrote {out}")

@@ -1,0 +1,130 @@
+"""`minference run`: every option, on a tiny model that is loaded from a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from minference.cli import app, main, subject
+
+RUNNER = CliRunner()
+SHAPE = ["--method", "a_shape:sink=64,local=128,min_seq_len=0"]
+SHORT = ["--max-new-tokens", "3"]
+PROMPT = ["--prompt", "one thing and another, " * 20]
+
+
+def run(*arguments: str, stdin: str | None = None) -> str:
+    """What the command prints on standard output."""
+    done = RUNNER.invoke(app, ["run", *arguments], input=stdin)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def as_json(*arguments: str, stdin: str | None = None) -> dict[str, Any]:
+    return json.loads(run(*arguments, "--json", stdin=stdin))
+
+
+def error(*arguments: str) -> str:
+    return str(RUNNER.invoke(app, ["run", *arguments]).exception)
+
+
+def test_compare_tells_both_sides(tiny_folder: str) -> None:
+    result = as_json(tiny_folder, *PROMPT, *SHORT, "--compare", *SHAPE)
+    assert result["model"] == tiny_folder
+    assert result["tokens"] == 461  # 460 bytes after <bos>
+    assert len(result["sparse"]["layers"]) == 4
+    assert result["sparse"]["density"] < 0.8
+    assert "density" not in result["dense"]
+    assert result["speedup"] == result["dense"]["seconds"] / result["sparse"]["seconds"]
+    assert result["same_answer"] == (result["dense"]["answer"] == result["sparse"]["answer"])
+    assert result["expected"] is None
+
+
+def test_a_method_that_computes_everything_answers_as_dense(tiny_folder: str) -> None:
+    everything = ["--method", "a_shape:sink=512,local=512,min_seq_len=0"]
+    result = as_json(tiny_folder, *PROMPT, *SHORT, "--compare", *everything)
+    assert result["same_answer"]
+    assert result["max_logit_difference"] < 1e-3
+    assert result["sparse"]["density"] == 1
+
+
+def test_the_report_says_the_same_in_words(tiny_folder: str) -> None:
+    told = run(tiny_folder, *PROMPT, *SHORT, "--compare", *SHAPE, "--quiet")
+    assert "461 tokens, a_shape:sink=64,local=128,min_seq_len=0" in told
+    assert "dense  first token" in told
+    assert "times sooner, same answer:" in told
+    alone = run(tiny_folder, *PROMPT, *SHORT, *SHAPE)
+    assert "sparse first token" in alone
+    assert "dense" not in alone
+
+
+def test_prompts_come_from_a_file_or_a_pipe(tiny_folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_text(PROMPT[1], encoding="utf-8")
+    named = as_json(tiny_folder, "--file", str(path), *SHORT, *SHAPE)
+    piped = as_json(tiny_folder, *SHORT, *SHAPE, stdin=PROMPT[1])
+    given = as_json(tiny_folder, *PROMPT, *SHORT, *SHAPE)
+    assert named["sparse"]["answer"] == piped["sparse"]["answer"] == given["sparse"]["answer"]
+    assert named["tokens"] == piped["tokens"] == given["tokens"]
+
+
+def test_demo_facts_have_a_length_a_seed_and_an_answer(tiny_folder: str) -> None:
+    facts = ["--demo-facts", "--tokens", "1k", *SHORT]
+    first, second = (as_json(tiny_folder, *facts, "--seed", str(seed)) for seed in (1, 2))
+    assert 900 < first["tokens"] <= 1025  # with <bos>
+    assert first["seed"] == 1
+    assert first["expected"] != second["expected"]
+    assert first["sparse"]["layers"] == [1.0]  # below the method's threshold
+    assert f"expected       {first['expected']!r}" in run(tiny_folder, *facts, "--seed", "1")
+
+
+def test_plot_draws_the_head(tiny_folder: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "new" / "head.png"
+    plot = ["--plot", str(picture), "--layer", "2", "--head", "3"]
+    result = as_json(tiny_folder, *PROMPT, *SHORT, *SHAPE, *plot)
+    assert result["plot"] == str(picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert str(picture) in run(tiny_folder, *PROMPT, *SHORT, *SHAPE, *plot)
+
+
+def test_progress_lines_are_for_people_alone(tiny_folder: str) -> None:
+    loud = RUNNER.invoke(app, ["run", tiny_folder, *PROMPT, *SHORT, *SHAPE])
+    assert "loading" in loud.stderr
+    assert "layer" not in loud.stderr  # no terminal, no bar
+    for option in ("--quiet", "--json"):
+        quiet = RUNNER.invoke(app, ["run", tiny_folder, *PROMPT, *SHORT, *SHAPE, option])
+        assert "loading" not in quiet.stderr
+
+
+def test_bad_options_are_named(tiny_folder: str, tmp_path: Path) -> None:
+    assert "layer must be 0 to 3" in error(tiny_folder, *PROMPT, "--plot", "x.png", "--layer", "4")
+    assert "unknown method 'a_shap'" in error(tiny_folder, *PROMPT, "--method", "a_shap")
+    assert "16384, 16k or 1m" in error(tiny_folder, "--demo-facts", "--tokens", "1x")
+    assert "got --prompt and --demo-facts" in error(tiny_folder, *PROMPT, "--demo-facts")
+    assert "cannot be read as text" in error(tiny_folder, "--file", str(tmp_path / "none.txt"))
+    assert "the model takes 4096" in error(tiny_folder, "--prompt", "a" * 5000)
+    assert "prompt is empty" in error(tiny_folder, "--prompt", "")
+
+
+def test_a_terminal_is_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    with pytest.raises(ValueError, match="no prompt; give --prompt TEXT"):
+        subject.given_text(None, None, False)
+
+
+def test_a_model_that_is_not_there_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    gone = str(tmp_path / "gone")
+    monkeypatch.setattr("sys.argv", ["minference", "run", gone, "--prompt", "a"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert told[-1].startswith(f"error: model {gone!r} cannot be loaded: ")
+    assert len(told) == 2  # the first one says that it loads
