@@ -5,7 +5,7 @@ absolute: position 0 is a sequence's first real token, so a chunk, a cached pref
 batch row changes nothing but `first`, `stop` and the lengths.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -191,34 +191,21 @@ class SparseIndex:
                     mask[b, h, a - shift : z - shift, first : first + z] = part
         return mask
 
-    def _computed_pairs(self, b: int, h: int) -> Iterator[int]:
-        rows = self.rows(b)
-        for tile in self.tiles(b):
-            halves = self.tile_blocks(b, h, tile)
-            a, z = max(rows.start, tile * TILE), min(rows.stop, (tile + 1) * TILE)
-            columns = self.tile_columns(b, h, tile, halves)
-            queries = torch.arange(a, z, device=self.device)
-            yield int((queries[:, None] >= columns).sum())
-            for half in (0, 1):
-                own = 2 * tile + half
-                part = queries[queries // BLOCK == own]
-                chosen = (halves & (1 + half)) != 0
-                yield len(part) * BLOCK * int(chosen[:own].sum())
-                yield int(chosen[own]) * int((part - own * BLOCK + 1).sum())
-
     def head_density(self) -> Tensor:
         """Share of the causal area that is computed, [B, H] float64 on the CPU.
 
         Counts whole blocks up to the diagonal, also where `window` and `sink` mask keys of a
         computed block: it measures work. Reads the index on the host.
         """
+        from minference.index_tiles import computed_pairs
+
         result = torch.ones((self.batch, self.heads), dtype=torch.float64)
         for b in range(self.batch):
             rows = self.rows(b)
-            area = sum(range(rows.start + 1, rows.stop + 1))
+            area = (rows.start + 1 + rows.stop) * len(rows) // 2
             for h in range(self.heads):
                 if area:
-                    result[b, h] = sum(self._computed_pairs(b, h)) / area
+                    result[b, h] = computed_pairs(self, b, h) / area
         return result
 
     def density(self) -> float:

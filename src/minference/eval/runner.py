@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def _lines(
         measured = {
             "tokens": reading.tokens,
             "seconds": round(reading.seconds, 4),
-            "density": reading.density,
+            **asdict(reading.layers),
         }
         lines.append({"record": "prefill", **base, **measured})
         for outcome in (outcome for outcome in reading.outcomes if outcome.index in missing):

@@ -14,9 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minference.eval.attention import attending
 from minference.eval.tasks import Sample
-from minference.methods import Method
+from minference.integrations.transformers import attach
+from minference.methods import Dense, Method
+
+RECALL_ROWS = 32
+"""Rows of each layer, evenly spread over the prompt, of which the kept mass is measured."""
+_SERVE_ALL = 2.0
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,57 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Layers:
+    """What each layer of a prefill computed and kept; 1 and 0 where it was dense.
+
+    Attributes:
+        density: share of the causal area computed.
+        recall: mean share of the attention mass kept, over sampled rows and all heads.
+        recall_min: that of the row and head that kept least.
+        output_error: relative error of those rows' outputs, which weighs the mass with the values.
+    """
+
+    density: list[float]
+    recall: list[float]
+    recall_min: list[float]
+    output_error: list[float]
+
+    @classmethod
+    def of(cls, records: list[dict[str, float]], layers: int) -> Layers:
+        """From the records of an attached model; layers that they do not tell of, such as those
+        with a window, are the host's own and count as dense."""
+        found = {int(record["layer"]): record for record in records}
+        return cls(
+            *(
+                [round(found.get(layer, {}).get(name, dense), 5) for layer in range(layers)]
+                for name, dense in (
+                    ("density", 1.0),
+                    ("recall", 1.0),
+                    ("recall_min", 1.0),
+                    ("output_error", 0.0),
+                )
+            )
+        )
+
+
+@dataclass(frozen=True)
 class Reading:
-    """One sparse prefill and the questions that it answers."""
+    """One prefill and the questions that it answers; `seconds` without what measures recall."""
 
     outcomes: tuple[Outcome, ...]
-    density: list[float]
+    layers: Layers
     seconds: float
     tokens: int
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What a forward over a prompt gave: logits of the rows asked for, the cache if asked for."""
+
+    logits: Tensor
+    cache: Any
+    layers: Layers
+    seconds: float
 
 
 def read_sample(
@@ -57,13 +105,16 @@ def read_sample(
     Args:
         model: a causal language model of transformers.
         tokenizer: its tokenizer; a prompt is encoded as it is, without a chat template.
-        method: how the prompt is attended to.
+        method: how the prompt is attended to, however short it is, unless its `min_seq_len` says
+            otherwise.
         sample: the prompt and its questions.
         skip: numbers of questions at the end that need no answer; a spread sample is read whole.
     """
     if sample.placement == "spread":
         return [_read_spread(model, tokenizer, method, sample)]
-    wanted = (index for index in range(len(sample.questions)) if index not in skip)
+    wanted = [index for index in range(len(sample.questions)) if index not in skip]
+    if isinstance(method, Dense) and len(wanted) > 1:
+        return [_read_end_once(model, tokenizer, method, sample, wanted)]
     return [_read_end(model, tokenizer, method, sample, index) for index in wanted]
 
 
@@ -74,6 +125,25 @@ def encode(tokenizer: Any, text: str, *, start: bool = False) -> list[int]:  # n
         return ids
     opening = tokenizer("").input_ids[:1]
     return [*opening, *ids] if opening == [tokenizer.bos_token_id] else ids
+
+
+def prefill(model: Any, method: Method, tokens: Tensor, **options: Any) -> Prefill:  # noqa: ANN401
+    """One forward over a whole prompt [L], attended to by the method alone."""
+    handle = attach(
+        model,
+        method,
+        min_seq_len=method.min_seq_len or 0,
+        dense_from=_SERVE_ALL,
+        recall_rows=RECALL_ROWS,
+    )
+    with handle:
+        began = _now(model)
+        out = model(tokens[None], **options)
+        seconds = _now(model) - began
+    records = handle.records
+    seconds -= sum(record.get("recall_seconds", 0.0) for record in records)
+    layers = Layers.of(records, model.config.get_text_config(decoder=True).num_hidden_layers)
+    return Prefill(out.logits[0], out.past_key_values, layers, seconds)
 
 
 @torch.inference_mode()
@@ -87,15 +157,11 @@ def _read_spread(model: Any, tokenizer: Any, method: Method, sample: Sample) -> 
         ids += answer
     tokens = torch.tensor(ids, device=model.device)
     places = torch.cat([torch.arange(a - 1, z - 1, device=model.device) for a, z in spans])
-    with attending(model, method) as recorder:
-        began = _now(model)
-        logits = model(tokens[None], use_cache=False, logits_to_keep=places).logits[0]
-        seconds = _now(model) - began
-    best = logits.argmax(-1).split([z - a for a, z in spans])
+    read = prefill(model, method, tokens, use_cache=False, logits_to_keep=places)
+    best = read.logits.argmax(-1).split([z - a for a, z in spans])
     pairs = zip(best, spans, strict=True)
     outcomes = [_outcome(i, tokenizer, b, tokens[a:z]) for i, (b, (a, z)) in enumerate(pairs)]
-    density = recorder.densities(model.config.get_text_config().num_hidden_layers)
-    return Reading(tuple(outcomes), density, seconds, len(ids))
+    return Reading(tuple(outcomes), read.layers, read.seconds, len(ids))
 
 
 @torch.inference_mode()
@@ -110,16 +176,40 @@ def _read_end(
     ids = encode(tokenizer, sample.prompt, start=True) + encode(tokenizer, question.prompt)
     answer = torch.tensor(encode(tokenizer, f" {question.answer}\n"), device=model.device)
     tokens = torch.tensor(ids, device=model.device)
-    with attending(model, method) as recorder:
-        began = _now(model)
-        prefill = model(tokens[None], use_cache=True, logits_to_keep=1)
-        seconds = _now(model) - began
-    best = prefill.logits[0].argmax(-1)
+    read = prefill(model, method, tokens, use_cache=True, logits_to_keep=1)
+    best = read.logits.argmax(-1)
     if len(answer) > 1:
-        rest = model(answer[None, :-1], past_key_values=prefill.past_key_values, use_cache=True)
+        rest = model(answer[None, :-1], past_key_values=read.cache, use_cache=True)
         best = torch.cat([best, rest.logits[0].argmax(-1)])
-    density = recorder.densities(model.config.get_text_config().num_hidden_layers)
-    return Reading((_outcome(index, tokenizer, best, answer),), density, seconds, len(ids))
+    outcome = _outcome(index, tokenizer, best, answer)
+    return Reading((outcome,), read.layers, read.seconds, len(ids))
+
+
+@torch.inference_mode()
+def _read_end_once(
+    model: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    method: Method,
+    sample: Sample,
+    wanted: list[int],
+) -> Reading:
+    """Questions about a prompt that dense attention reads once: what is behind a token does not
+    change it, so that each question gives what it gives at the end of a prompt of its own."""
+    ids = encode(tokenizer, sample.prompt, start=True)
+    tokens = torch.tensor(ids, device=model.device)
+    read = prefill(model, method, tokens, use_cache=True, logits_to_keep=1)
+    outcomes = []
+    for index in wanted:
+        question = sample.questions[index]
+        asked = encode(tokenizer, question.prompt)
+        answer = torch.tensor(encode(tokenizer, f" {question.answer}\n"), device=model.device)
+        given = torch.cat([torch.tensor(asked, device=model.device), answer[:-1]])
+        out = model(
+            given[None], past_key_values=read.cache, use_cache=True, logits_to_keep=len(answer)
+        )
+        read.cache.crop(len(ids))
+        outcomes.append(_outcome(index, tokenizer, out.logits[0].argmax(-1), answer))
+    return Reading(tuple(outcomes), read.layers, read.seconds, len(ids))
 
 
 def _outcome(index: int, tokenizer: Any, best: Tensor, answer: Tensor) -> Outcome:  # noqa: ANN401

@@ -27,6 +27,8 @@ class Score:
         high: upper end.
         density: mean share of the causal area computed, None if it was not recorded.
         layers: the same by layer.
+        recall: mean share of the attention mass kept, over sampled rows, heads and layers.
+        recalls: the same by layer.
         seconds: median time of a prefill.
     """
 
@@ -37,6 +39,8 @@ class Score:
     high: float
     density: float | None = None
     layers: tuple[float, ...] = ()
+    recall: float | None = None
+    recalls: tuple[float, ...] = ()
     seconds: float | None = None
 
     @property
@@ -97,17 +101,23 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
-def paired_difference(answers: Answers, baseline: Answers, *, seed: int = 0) -> Difference | None:
+def paired_difference(
+    answers: Mapping[tuple[Any, int], float],
+    baseline: Mapping[tuple[Any, int], float],
+    *,
+    seed: int = 0,
+) -> Difference | None:
     """Mean difference and its bootstrap interval over prompts; None without a common question.
 
-    Prompts are drawn with replacement, all questions of a prompt together.
+    Keys are (prompt, question), values right or wrong, or any number. Prompts are drawn with
+    replacement, all questions of a prompt together.
     """
-    by_prompt: dict[int, list[int]] = defaultdict(list)
-    for place in answers.keys() & baseline.keys():
-        by_prompt[place[0]].append(int(answers[place]) - int(baseline[place]))
+    by_prompt: dict[Any, list[float]] = defaultdict(list)
+    for place in (place for place in answers if place in baseline):
+        by_prompt[place[0]].append(float(answers[place]) - float(baseline[place]))
     if not by_prompt:
         return None
-    sums = torch.tensor([float(sum(found)) for found in by_prompt.values()], dtype=torch.float64)
+    sums = torch.tensor([sum(found) for found in by_prompt.values()], dtype=torch.float64)
     sizes = torch.tensor([float(len(found)) for found in by_prompt.values()], dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(sums), (_RESAMPLES, len(sums)), generator=generator)
@@ -119,8 +129,7 @@ def paired_difference(answers: Answers, baseline: Answers, *, seed: int = 0) -> 
 def _score(answers: Answers, prefills: list[Mapping[str, Any]]) -> Score:
     correct, total = sum(answers.values()), len(answers)
     low, high = wilson(correct, total)
-    found = [record["density"] for record in prefills if record.get("density")]
-    layers = tuple(sum(column) / len(column) for column in zip(*found, strict=True))
+    layers, recalls = _by_layer(prefills, "density"), _by_layer(prefills, "recall")
     seconds = sorted(record["seconds"] for record in prefills)
     return Score(
         correct,
@@ -130,5 +139,13 @@ def _score(answers: Answers, prefills: list[Mapping[str, Any]]) -> Score:
         high,
         sum(layers) / len(layers) if layers else None,
         layers,
+        sum(recalls) / len(recalls) if recalls else None,
+        recalls,
         seconds[len(seconds) // 2] if seconds else None,
     )
+
+
+def _by_layer(prefills: list[Mapping[str, Any]], name: str) -> tuple[float, ...]:
+    """Mean of a list by layer over the prefills that recorded it."""
+    found = [record[name] for record in prefills if record.get(name)]
+    return tuple(sum(column) / len(column) for column in zip(*found, strict=True))

@@ -1,4 +1,4 @@
-"""Results as a markdown table: accuracy, difference to dense with its interval, density, time."""
+"""Results as a markdown table: accuracy, difference to dense, density, recall, time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from minference.eval.statistics import (
 BASELINE = "dense"
 _ALL = 0.995  # the density that two digits show as everything
 _HEAD = (
-    "| task | length | questions | method | exact match | to dense | density | layers | prefill |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| task | length | questions | method | exact match | to dense | density | layers | recall "
+    "| layers | prefill |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -25,8 +25,9 @@ def markdown_table(records: Iterable[Mapping[str, Any]]) -> str:
     """One row for each cell and method; intervals are 95 %.
 
     `to dense` is the paired difference on the same questions, bootstrapped over prompts; `layers`
-    is the range of the layers' densities, so that a layer which is secretly dense shows. A method
-    that computed everything though it is not called dense is marked `(dense)`.
+    is the range over the layers of the column before it, so that a layer which is secretly dense,
+    or one that lost its mass, shows. A method that computed everything though it is not called
+    dense is marked `(dense)`.
     """
     lines = list(records)
     answers = answers_by_cell(lines)
@@ -49,6 +50,11 @@ def _measured(score: Score, method: str, answers: Mapping[str, Answers]) -> tupl
     density = "-" if score.density is None else f"{score.density:.3f}"
     if method != BASELINE and score.density is not None and score.density >= _ALL:
         density += " (dense)"
-    layers = f"{min(score.layers):.2f} to {max(score.layers):.2f}" if score.layers else "-"
+    recall = "-" if score.recall is None else f"{score.recall:.3f}"
     seconds = "-" if score.seconds is None else f"{score.seconds:.2f} s"
-    return accuracy, against, density, layers, seconds
+    layers, recalls = _range(score.layers), _range(score.recalls)
+    return accuracy, against, density, layers, recall, recalls, seconds
+
+
+def _range(values: tuple[float, ...]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}" if values else "-"

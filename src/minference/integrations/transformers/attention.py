@@ -205,15 +205,16 @@ def _prefill(
     dense = index is None or _covers(index, state)
     built = state.mark(query.device)
     mass = None
+    rows, lse = state.recall_rows, None
     if index is None or dense:
         out = dense_attention(query, key, value, keep=keep, **options)
     else:
-        rows = state.recall_rows
         out, lse = _sparse(query, key, value, index, state.impl, options, return_lse=rows > 0)
-        if lse is not None:
-            mass = kept(query, key, value, (out, lse), index, rows, **options)
     end = state.mark(query.device)
-    state.note(LayerRecord(layer, index, dense, begin, built, end, mass))
+    if index is not None and lse is not None:
+        mass = kept(query, key, value, (out, lse), index, rows, **options)
+    checked = state.mark(query.device)
+    state.note(LayerRecord(layer, index, dense, begin, built, end, checked, mass))
     return out
 
 

@@ -41,6 +41,7 @@ class LayerRecord:
         index: what the method built, None where it asked for dense attention.
         dense: whether the dense kernel served.
         begin, built, end: marks before the index, between index and attention, and after.
+        checked: mark after what `kept` takes, which serves nobody but the record.
         kept: share of the attention mass kept by sampled rows, [B, H, R], and the relative error
             of their outputs, [B, H].
     """
@@ -51,6 +52,7 @@ class LayerRecord:
     begin: Mark
     built: Mark
     end: Mark
+    checked: Mark
     kept: tuple[Tensor, Tensor] | None = None
 
     def to_dict(self) -> dict[str, float]:
@@ -68,6 +70,7 @@ class LayerRecord:
             mass, error = self.kept
             row |= {"recall": float(mass.mean()), "recall_min": float(mass.min())}
             row |= {"output_error": float(error.mean())}
+            row["recall_seconds"] = seconds(self.end, self.checked)
         return row
 
     def heads(self) -> list[dict[str, float]]:

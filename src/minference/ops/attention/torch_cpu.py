@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from minference.index import BLOCK, BOTH_HALVES, TILE, WHOLE, Ragged, SparseIndex
+from minference.index import BLOCK, BOTH_HALVES, TILE, WHOLE, SparseIndex
+from minference.index_tiles import tile_halves
 
 SCORES = 1 << 20
 """Scores of a batch of tiles, at most: what a core's cache still holds."""
@@ -41,34 +42,6 @@ class _Scratch:
         rows = self.take(name, keys.numel(), source.shape[1])
         torch.index_select(source, 0, keys.flatten(), out=rows)
         return rows.view(*keys.shape, -1)
-
-
-def _members(
-    lists: Ragged, b: int, h: int, groups: Int[Tensor, " T"]
-) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
-    """Values of the lists of several groups, and which of the groups each belongs to."""
-    there = groups < lists.count.shape[2]
-    own = groups.clamp(max=lists.count.shape[2] - 1)
-    count = lists.count[b, h, own].long() * there
-    group = torch.repeat_interleave(torch.arange(len(groups)), count)
-    ends = count.cumsum(0)
-    place = torch.arange(len(group)) - (ends - count)[group]
-    return lists.values[lists.start[b, h, own][group] + place].long(), group
-
-
-def _halves(index: SparseIndex, b: int, h: int, tiles: Int[Tensor, " T"]) -> Int[Tensor, "T n"]:
-    """`SparseIndex.tile_blocks` of several tiles at once."""
-    size = int(index.group_tiles[h])
-    groups = tiles // size - (max(index.query_start(b), 0) // TILE) // size
-    halves = torch.zeros(len(tiles), 2 * int(tiles[-1]) + 2, dtype=torch.int8)
-    entries, of = _members(index.blocks, b, h, groups)
-    seen = entries // 4 <= 2 * tiles[of] + 1
-    halves[of[seen], entries[seen] // 4] = (entries[seen] % 4).to(torch.int8)
-    offsets, of = _members(index.offsets, b, h, groups)
-    blocks = 2 * tiles[of] - offsets
-    seen = blocks >= 0
-    halves[of[seen], blocks[seen]] = BOTH_HALVES
-    return halves
 
 
 def _packed(flags: Bool[Tensor, "T n"], *, right: bool) -> tuple[Tensor, Bool[Tensor, "T most"]]:
@@ -173,7 +146,7 @@ def _batches(
     columns = index.columns.row(b, h).long()
     for span, part in _chunks(index.rows(b)):
         tiles = torch.arange(span.start, span.stop)
-        halves = _halves(index, b, h, tiles)
+        halves = tile_halves(index, b, h, span)
         split = bool(((halves != 0) & (halves != BOTH_HALVES)).any())
         step = BLOCK if split else TILE
         for begin in range(0, TILE, step):
