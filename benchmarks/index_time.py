@@ -17,10 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 from minference.bench.attention import Shape
 from minference.bench.records import Recorder
 from minference.bench.timing import measure
+from minference.index import SparseIndex
 from minference.lengths import parse_length
 from minference.ops.build import Layout, assemble
 from minference.ops.estimate.api import last_query_masses
-from minference.ops.select.api import select_columns, select_offsets
+from minference.ops.lines.api import Lines, best_lines
 from minference.ops.select.reference import offset_budget
 from minference.testing import default_device, layout_of
 
@@ -31,26 +32,21 @@ def stages(
     """What a vertical-slash layer does before its kernel, each stage on the last one's results."""
     heads = q.shape[1]
     kept, budgets = (columns,) * heads, (offset_budget(slashes),) * heads
+    call = (q, k, layout.first, layout.stop)
 
-    def estimate() -> tuple[Tensor, Tensor]:
-        return last_query_masses(q, k, layout.first, layout.stop, impl=impl)
+    def lines() -> Lines:
+        return best_lines(*call, kept, budgets, impl=impl)
 
-    by_column, by_offset = estimate()
-    chosen_columns = select_columns(by_column, kept, impl=impl)
-    chosen_offsets = select_offsets(by_offset, budgets, impl=impl)
+    def index(own: Lines) -> SparseIndex:
+        offsets = own.offsets, own.offset_bits
+        return assemble(layout, heads, offsets=offsets, columns=own.columns)
 
-    def together() -> object:
-        scores = estimate()
-        offsets = select_offsets(scores[1], budgets, impl=impl)
-        own = select_columns(scores[0], kept, impl=impl)
-        return assemble(layout, heads, offsets=offsets, columns=own)
-
+    chosen = lines()
     return {
-        "estimate": estimate,
-        "columns": lambda: select_columns(by_column, kept, impl=impl),
-        "offsets": lambda: select_offsets(by_offset, budgets, impl=impl),
-        "assemble": lambda: assemble(layout, heads, offsets=chosen_offsets, columns=chosen_columns),
-        "together": together,
+        "estimate": lambda: last_query_masses(*call, impl=impl),
+        "lines": lines,
+        "assemble": lambda: index(chosen),
+        "together": lambda: index(lines()),
     }
 
 

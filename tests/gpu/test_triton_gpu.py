@@ -8,8 +8,8 @@ from minference.bench.cases import planted_index, vs1
 from minference.ops.attention import triton as kernel
 from minference.ops.attention.api import sparse_attention
 from minference.ops.estimate.api import last_query_masses
+from minference.ops.lines.api import best_lines
 from minference.ops.select import reference
-from minference.ops.select.api import select_columns, select_offsets
 from minference.testing import layout_of, mixed_index, random_qkv, tolerance
 
 pytestmark = pytest.mark.gpu
@@ -60,11 +60,11 @@ def test_bf16_estimate_and_selection_of_a_long_prompt(device: torch.device) -> N
     again = last_query_masses(q, k, layout.first, layout.stop, impl="triton")
     assert all(torch.equal(x, y) for x, y in zip(got, again, strict=True))
     budgets = tuple(range(0, 8000, 1000))
-    columns = select_columns(got[0], budgets, impl="triton")
+    lines = best_lines(q, k, layout.first, layout.stop, budgets, budgets, impl="triton")
+    columns, offsets = lines.columns, lines.offsets
     same = reference.select_columns(got[0], budgets, 30)
-    offsets, bits = select_offsets(got[1], budgets, impl="triton")
     same_offsets, same_bits = reference.select_offsets(got[1], budgets, 100)
-    assert torch.equal(bits, same_bits)
+    assert torch.equal(lines.offset_bits, same_bits)
     for h in range(8):
         assert torch.equal(columns.row(0, h), same.row(0, h))
         assert torch.equal(offsets.row(0, h), same_offsets.row(0, h))
@@ -77,9 +77,9 @@ def test_the_host_never_waits_for_the_device(device: torch.device) -> None:
     index = mixed_index(layout, 4)
 
     def everything() -> None:
-        scores = last_query_masses(q, k, layout.first, layout.stop, impl="triton")
-        select_columns(scores[0], (10, 20, 30, 40), impl="triton")
-        select_offsets(scores[1], (1, 2, 3, 4), impl="triton")
+        call = (q, k, layout.first, layout.stop)
+        last_query_masses(*call, impl="triton")
+        best_lines(*call, (10, 20, 30, 40), (1, 2, 3, 4), impl="triton")
         kernel.sparse_attention(q, k, v, index, scale=0.1)
 
     everything()

@@ -25,8 +25,7 @@ from minference.index import TILE, SparseIndex
 from minference.lengths import parse_length
 from minference.ops._dispatch import resolve_impl
 from minference.ops.attention.api import sparse_attention
-from minference.ops.estimate.api import last_query_masses
-from minference.ops.select.api import select_columns, select_offsets
+from minference.ops.lines.api import best_lines
 from minference.ops.select.reference import offset_budget
 from minference.testing import default_device, layout_of
 
@@ -59,23 +58,12 @@ class Shape:
         return {**named, "dim": self.dim, "dtype": str(self.dtype).removeprefix("torch.")}
 
 
-def build_index_ms_call(
-    q: Tensor, k: Tensor, case: Case, impl: str
-) -> Callable[[], tuple[object, object]]:
+def build_index_ms_call(q: Tensor, k: Tensor, case: Case, impl: str) -> Callable[[], object]:
     """The work that makes an index with the case's budgets: estimate and selection, all heads."""
     layout = layout_of(q[:1, :1], k[:1, :1])
     offsets = tuple(offset_budget(s) for s in case.slashes)
-    # both GPU kernels share one index
-    impl = "triton" if impl == "hopper" else impl
-
-    def build() -> tuple[object, object]:
-        scores = last_query_masses(q, k, layout.first, layout.stop, impl=impl)
-        return (
-            select_columns(scores[0], case.verticals, impl=impl),
-            select_offsets(scores[1], offsets, impl=impl),
-        )
-
-    return build
+    call = (q, k, layout.first, layout.stop, case.verticals, offsets)
+    return lambda: best_lines(*call, impl=impl)
 
 
 def gate_error(q: Tensor, k: Tensor, v: Tensor, out: Tensor, index: SparseIndex) -> float:

@@ -17,9 +17,10 @@ from minference.ops.build import (
     dense_index,
     tri_shape_index,
 )
-from minference.ops.estimate.api import last_query_lines, last_query_masses
+from minference.ops.estimate.api import last_query_lines
+from minference.ops.lines.api import best_lines
 from minference.ops.pool.api import pooled_block_lists
-from minference.ops.select.api import LOCAL_BAND, SINK_COLUMNS, select_columns, select_offsets
+from minference.ops.select.api import LOCAL_BAND, select_columns
 from minference.ops.select.reference import offset_budget, select_distances
 from minference.patterns import AShape, BlockSparse, Dense, Pattern, TriShape, VerticalSlash
 
@@ -90,24 +91,18 @@ def _vertical_slash(
     layout = context.layout
     columns = tuple(pattern.vertical for pattern in chosen)
     slashes = tuple(pattern.slash for pattern in chosen)
-    estimate = last_query_lines if method.selection == "lines" else last_query_masses
-    scores = estimate(
-        q,
-        k,
-        layout.first,
-        layout.stop,
-        scale=context.scale,
-        softcap=context.softcap,
-        impl=context.impl,
-    )
-    by_column, by_line = scores if len(heads) == q.shape[1] else (x[:, heads] for x in scores)
-    if method.selection == "lines":
-        offsets = select_distances(by_line, slashes, LOCAL_BAND)
-    else:
+    call = (q, k, layout.first, layout.stop)
+    options = {"scale": context.scale, "softcap": context.softcap, "impl": context.impl}
+    if method.selection == "budget":
         budgets = tuple(offset_budget(s) for s in slashes)
-        offsets = select_offsets(by_line, budgets, impl=context.impl)
-    kept = select_columns(by_column, columns, sink=SINK_COLUMNS, impl=context.impl)
-    return assemble(layout, len(chosen), offsets=offsets, columns=kept)
+        lines = best_lines(*call, columns, budgets, heads=heads, **options)
+        offsets = lines.offsets, lines.offset_bits
+        return assemble(layout, len(chosen), offsets=offsets, columns=lines.columns)
+    by_column, by_line = (x[:, heads] for x in last_query_lines(*call, **options))
+    offsets = select_distances(by_line, slashes, LOCAL_BAND)
+    return assemble(
+        layout, len(chosen), offsets=offsets, columns=select_columns(by_column, columns)
+    )
 
 
 def _a_shape(

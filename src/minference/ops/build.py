@@ -1,6 +1,7 @@
 """Assemble a `SparseIndex` from lists: a band with sinks, lines of a prompt, blocks of a tile."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Int
@@ -57,7 +58,7 @@ def assemble(
     sinks: tuple[int, ...] | None = None,
 ) -> SparseIndex:
     """An index for heads that group alike; lists that are not given are empty."""
-    empty = Ragged.empty(layout.batch, heads, layout.device)
+    empty = _empty(layout.batch, heads, layout.device)
     if offsets is None:
         bits = torch.zeros(layout.batch, heads, 1, 1, dtype=torch.int32, device=layout.device)
         offsets = empty, bits
@@ -74,6 +75,12 @@ def assemble(
         q_len=layout.q_len,
         kv_len=layout.kv_len,
     )
+
+
+@lru_cache(maxsize=64)
+def _empty(batch: int, heads: int, device: torch.device) -> Ragged:
+    """Lists without entries, kept so that a layer's index costs no launch for them."""
+    return Ragged.empty(batch, heads, device)
 
 
 def band_offsets(layout: Layout, bands: tuple[int, ...]) -> tuple[Ragged, Int[Tensor, "B H 1 W"]]:

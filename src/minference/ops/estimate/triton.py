@@ -1,11 +1,12 @@
 """The last-query estimate on the GPU: two passes over K, each tile read once for its query heads.
 
-Pass 1 takes every row's log-sum-exp over ranges of keys; pass 2 sums the weights of each block of
-64 keys down its columns and into the five block offsets that it can touch. Nothing is added
-atomically, so equal calls give equal bits.
+Pass 1 takes every row's log-sum-exp over ranges of keys; pass 2 sums the weights of each run of 64
+keys, counted back from the last one, down its columns and into the four block offsets that it can
+touch. Nothing is added atomically, so equal calls give equal bits.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -13,17 +14,19 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minference.index import BLOCK, TILE
+from minference.index import BLOCK
 from minference.ops._triton import padded_dim
 from minference.ops.estimate.reference import ROWS, MassScores
+from minference.ops.select.reference import offset_slots
 
 SPLITS = 64
 HEADS_AT_ONCE = 4
+GROUPS_AT_MOST = 1 << 13
 LOG2_E = math.log2(math.e)
 
 _ROWS = tl.constexpr(ROWS)
 _BLOCK = tl.constexpr(BLOCK)
-_PARTS = tl.constexpr(8)
+_PARTS = tl.constexpr(4)
 
 
 @triton.jit
@@ -50,7 +53,8 @@ def _last_queries(
 def _keys(k_from, k_step, key, real, first, D: tl.constexpr, BLOCK_D: tl.constexpr):
     column = tl.arange(0, BLOCK_D)
     at = (first + key).to(tl.int64)[:, None] * k_step + column[None, :]
-    return tl.load(k_from + at, mask=(key < real)[:, None] & (column < D)[None, :], other=0.0)
+    known = ((key >= 0) & (key < real))[:, None] & (column < D)[None, :]
+    return tl.load(k_from + at, mask=known, other=0.0)
 
 
 @triton.jit
@@ -68,6 +72,7 @@ def _row_sums(
     BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """Each row's log-sum-exp in base 2 over one range of keys."""
     split = tl.program_id(0)
     b = tl.program_id(2) // HKV
     kv_head = tl.program_id(2) % HKV
@@ -92,96 +97,197 @@ def _row_sums(
         peak = risen
     lse = tl.where(total > 0, peak + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
     line = (b * HKV * SHARE + head).to(tl.int64) * _ROWS + tl.arange(0, TAKE * _ROWS) % _ROWS
-    # natural logarithm, as logsumexp combines the splits
-    tl.store(lse_ptr + line * SPLITS + split, lse * 0.6931471805599453, mask=there)
+    tl.store(lse_ptr + line * SPLITS + split, lse, mask=there)
 
 
 @triton.jit
-def _block_sums(weights, shift, key_in_block, row, TAKE: tl.constexpr):
-    """Column sums [64, TAKE] of weights [64 keys, TAKE * 64 rows], and their mass at the offsets
-    a - 2 .. a + 2, each [TAKE].
+def _whole_rows(lse_ptr, line, known, splits, SPLITS: tl.constexpr):
+    """Log-sum-exp in base 2 of whole rows; infinite, so that weights are 0, for unknown ones."""
+    split = tl.arange(0, SPLITS)
+    at = lse_ptr + line[:, None] * splits + split[None, :]
+    mask = known[:, None] & (split < splits)[None, :]
+    parts = tl.load(at, mask=mask, other=float("-inf"))  # [rows, SPLITS]
+    peak = tl.max(parts, 1)
+    dead = peak == float("-inf")
+    peak = tl.where(dead, 0.0, peak)
+    total = tl.sum(tl.exp2(parts - peak[:, None]), 1)
+    return tl.where(dead, float("inf"), peak + tl.log2(tl.where(dead, 1.0, total)))
 
-    A pair's distance is 64 a + u with u = shift + row - key, in [-63, 126]. With u = 64 z + w,
-    0 <= w < 64, a tile's 128 rows see the distance w / 128 in offset a + z + 1, 1 / 2 in a + z and
-    (64 - w) / 128 in a + z - 1.
+
+@triton.jit
+def _tile_counts(first_ptr, stop_ptr, b, kv_len):
+    """First real place, number of real keys, tiles of 64 places that hold none, and all tiles;
+    tile t holds the keys from `real - 64 (t - behind + 1)` on."""
+    first = tl.load(first_ptr + b)
+    real = tl.load(stop_ptr + b) - first
+    behind = (kv_len - real + _BLOCK - 1) // _BLOCK
+    return first, real, behind, behind + (real + _BLOCK - 1) // _BLOCK
+
+
+@triton.jit
+def _block_sums(weights, live, TAKE: tl.constexpr):
+    """Column sums [64, TAKE] of weights [64 keys, TAKE * 64 rows], and the four numbers that give
+    their mass at block offsets, each [TAKE].
+
+    In tile m from the end, key i and row r are 64 m + u apart, u = r - i in [-63, 63]. Of a
+    distance 64 m + u, offset m - 1 gets (64 - u) / 128, m gets 1 / 2 and m + 1 gets u / 128; for
+    u < 0 that is -u / 128 in m - 2, 1 / 2 in m - 1 and (64 + u) / 128 in m.
     """
     weights = tl.reshape(weights, [_BLOCK, TAKE, _ROWS])
-    u = (shift + row)[None, None, :] - key_in_block[:, None, None]
-    by_u = weights * u.to(tl.float32)
-    sums = tl.sum(weights, 2)
-    low = tl.sum(tl.where(u < 0, weights, 0.0), 2) * 64
-    high = tl.sum(tl.where(u >= 64, weights, 0.0), 2) * 64
-    low_w = tl.sum(tl.where(u < 0, by_u, 0.0), 2) + low
-    high_w = tl.sum(tl.where(u >= 64, by_u, 0.0), 2) - high
-    middle = sums * 64 - low - high
-    middle_w = tl.sum(by_u, 2) - (low_w - low) - (high_w + high)
-    m0 = tl.sum(low - low_w, 0) / 128
-    m1 = tl.sum(low + middle - middle_w, 0) / 128
-    m2 = tl.sum(low_w + middle + high - high_w, 0) / 128
-    m3 = tl.sum(middle_w + high, 0) / 128
-    m4 = tl.sum(high_w, 0) / 128
-    return sums, m0, m1, m2, m3, m4
+    row = tl.arange(0, _ROWS)
+    key = tl.arange(0, _BLOCK)
+    behind = (key[:, None] - row[None, :]).to(tl.float32)[:, None, :]
+    sums = tl.where(live[:, None], tl.sum(weights, 2), 0.0)
+    low = tl.sum(tl.where(behind > 0, weights, 0.0), 2)
+    low_by = tl.sum(weights * tl.maximum(behind, 0.0), 2)
+    all_by = tl.sum(weights * row.to(tl.float32)[None, None, :], 2)
+    high_by = all_by - key.to(tl.float32)[:, None] * sums + low_by
+    low = tl.where(live[:, None], low, 0.0)
+    low_by = tl.sum(tl.where(live[:, None], low_by, 0.0), 0) / 128
+    high_by = tl.sum(tl.where(live[:, None], high_by, 0.0), 0) / 128
+    high = tl.sum(sums - low, 0) / 2
+    low = tl.sum(low, 0) / 2
+    return sums, low_by, low + high - high_by, high + low - low_by, high_by
 
 
 @triton.jit
 def _line_sums(
-    q_ptr, k_ptr, lse_ptr, columns_ptr, parts_ptr, first_ptr, stop_ptr, q_steps, k_steps, q_len,
-    kv_len, rows, factor, ceiling, span, blocks, HKV: tl.constexpr, SHARE: tl.constexpr,
-    TAKE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    q_ptr, k_ptr, lse_ptr, columns_ptr, tops_ptr, parts_ptr, first_ptr, stop_ptr, q_steps, k_steps,
+    q_len, kv_len, rows, factor, ceiling, splits, tiles, HKV: tl.constexpr, SHARE: tl.constexpr,
+    TAKE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr,
+    GROUP: tl.constexpr, STAGES: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    GROUPS: tl.constexpr = _BLOCK // GROUP
     b = tl.program_id(2) // HKV
     kv_head = tl.program_id(2) % HKV
-    first = tl.load(first_ptr + b)
-    real = tl.load(stop_ptr + b) - first
+    first, real, behind, end = _tile_counts(first_ptr, stop_ptr, b, kv_len)
     q, pos, head, there = _last_queries(
         q_ptr, q_steps, b, kv_head, tl.program_id(1), real, kv_len - q_len - first, rows, SHARE,
         TAKE, D, BLOCK_D,
     )  # fmt: skip
-    row = tl.arange(0, _ROWS)
     line = (b * HKV * SHARE + head).to(tl.int64) * _ROWS + tl.arange(0, TAKE * _ROWS) % _ROWS
-    lse = tl.load(lse_ptr + line, mask=there & (pos >= 0), other=0.0) * 1.4426950408889634
+    lse = _whole_rows(lse_ptr, line, there & (pos >= 0), splits, SPLITS)
     k_from = k_ptr + b.to(tl.int64) * k_steps[0] + kv_head.to(tl.int64) * k_steps[1]
     inner = tl.program_id(1) * TAKE + tl.arange(0, TAKE)
     list_of = (b * HKV * SHARE + kv_head * SHARE + inner).to(tl.int64)
+    span = (end + tl.num_programs(0) - 1) // tl.num_programs(0)
     begin = tl.program_id(0) * span
-    for j in tl.range(begin, tl.minimum(begin + span, blocks), num_stages=STAGES):
-        inside = tl.arange(0, _BLOCK)
-        key = j * _BLOCK + inside
+    for t in tl.range(begin, tl.minimum(begin + span, end), num_stages=STAGES):
+        m = t - behind
+        key = real - (m + 1) * _BLOCK + tl.arange(0, _BLOCK)
         k = _keys(k_from, k_steps[2], key, real, first, D, BLOCK_D)
         scores = tl.dot(k, q.T, input_precision=PRECISION)  # [64 keys, TAKE * 64 rows]
         scores = _capped(scores, factor, ceiling, SOFTCAP)
         weights = tl.exp2(scores - lse[None, :])
         weights = tl.where(key[:, None] <= pos[None, :], weights, 0.0)
-        sums, m0, m1, m2, m3, m4 = _block_sums(weights, (real - _ROWS) & 63, inside, row, TAKE)
+        live = (key >= 0) & (key < real)
+        sums, m0, m1, m2, m3 = _block_sums(weights, live, TAKE)
         sums = tl.where((key < real)[:, None], sums, -1.0)
         to = columns_ptr + list_of[None, :] * kv_len + key[:, None]
-        tl.store(to, sums, mask=(key < kv_len)[:, None] & (inner < SHARE)[None, :])
-        part = parts_ptr + (list_of * blocks + j) * _PARTS
-        tl.store(part, m0, mask=inner < SHARE)
-        tl.store(part + 1, m1, mask=inner < SHARE)
-        tl.store(part + 2, m2, mask=inner < SHARE)
-        tl.store(part + 3, m3, mask=inner < SHARE)
-        tl.store(part + 4, m4, mask=inner < SHARE)
+        mine = (inner < SHARE)[None, :]
+        tl.store(to, sums, mask=((key >= 0) & (key < kv_len))[:, None] & mine)
+        tops = tl.where(live[:, None], sums, -1.0)
+        tops = tl.max(tl.reshape(tops, [GROUPS, GROUP, TAKE]), 1)  # [GROUPS, TAKE]
+        at = (list_of[None, :] * tiles + t) * GROUPS + tl.arange(0, GROUPS)[:, None]
+        tl.store(tops_ptr + at, tops, mask=mine)
+        part = parts_ptr + list_of * _PARTS * tiles + m
+        known = (inner < SHARE) & (m >= 0)
+        tl.store(part, m0, mask=known)
+        tl.store(part + tiles, m1, mask=known)
+        tl.store(part + 2 * tiles, m2, mask=known)
+        tl.store(part + 3 * tiles, m3, mask=known)
+
+
+@triton.jit
+def offset_mass(parts, slot, real, tiles):
+    """Mass of block offsets (slot x is offset x - 1) from what `_line_sums` left of one head."""
+    mass = tl.zeros(slot.shape, tl.float32)
+    for part in tl.static_range(_PARTS):
+        # tile m passes mass on to the offsets m - 2, m - 1, m and m + 1
+        m = slot + 1 - part
+        known = (m >= 0) & (m < (real + _BLOCK - 1) // _BLOCK)
+        mass += tl.load(parts + part * tiles + m, mask=known, other=0.0)
+    # what rounding leaves below zero would read as "does not exist"
+    return tl.maximum(mass, 0.0)
 
 
 @triton.jit
 def _offset_sums(
-    parts_ptr, masses_ptr, first_ptr, stop_ptr, heads, blocks, slots, SLOTS: tl.constexpr
+    parts_ptr, masses_ptr, first_ptr, stop_ptr, heads, tiles, slots, SLOTS: tl.constexpr
 ):
-    item = tl.program_id(1)
-    b = item // heads
+    item = tl.program_id(1).to(tl.int64)
+    b = tl.program_id(1) // heads
     real = tl.load(stop_ptr + b) - tl.load(first_ptr + b)
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
-    block = ((real - _ROWS) >> 6) - (slot - 1) - 2
-    mass = tl.zeros([SLOTS], tl.float32)
-    for part in tl.static_range(5):
-        known = (block + part >= 0) & (block + part < blocks)
-        at = (item.to(tl.int64) * blocks + block + part) * _PARTS + part
-        mass += tl.load(parts_ptr + at, mask=known, other=0.0)
-    # what rounding leaves below zero would read as "does not exist"
-    to = masses_ptr + item.to(tl.int64) * slots + slot
-    tl.store(to, tl.maximum(mass, 0.0), mask=slot < slots)
+    mass = offset_mass(parts_ptr + item * _PARTS * tiles, slot, real, tiles)
+    tl.store(masses_ptr + item * slots + slot, mass, mask=slot < slots)
+
+
+class LineSums(NamedTuple):
+    """What the two passes leave: column sums, the largest of every `group` of them from the end
+    on, and the parts of the offsets' masses; see `offset_mass`."""
+
+    columns: Float[Tensor, "B H N"]
+    tops: Float[Tensor, "B H T groups"]
+    parts: Float[Tensor, "B H 4 T"]
+
+    @property
+    def group(self) -> int:
+        """Columns of which each entry of `tops` is the largest."""
+        return BLOCK // self.tops.shape[3]
+
+
+def _group(kv_len: int) -> int:
+    """Columns a group: so few that the groups outnumber budgets, and at most some 16K groups."""
+    return min(BLOCK, max(4, triton.next_power_of_2(kv_len // GROUPS_AT_MOST)))
+
+
+def line_sums(
+    q: Float[Tensor, "B H L D"],
+    k: Float[Tensor, "B Hkv N D"],
+    first: Int[Tensor, " B"],
+    stop: Int[Tensor, " B"],
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    rows: int = ROWS,
+) -> LineSums:
+    """Column sums of the last `rows` real queries (64 at most) and what offsets are made from.
+
+    Raises:
+        ValueError: more rows than the kernels hold.
+    """
+    if not 1 <= rows <= ROWS:
+        raise ValueError(
+            f"rows must be 1 to {ROWS} in the Triton estimate, got {rows}; use impl='torch'"
+        )
+    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    batch, heads, q_len, dim = q.shape
+    kv_heads, kv_len = k.shape[1:3]
+    share = heads // kv_heads
+    exact = q.dtype == torch.float32
+    take = 1 if exact else min(HEADS_AT_ONCE, triton.next_power_of_2(share))
+    blocks = -(-kv_len // BLOCK)
+    splits, tiles, group = min(SPLITS, blocks), blocks + 1, _group(kv_len)
+    scaling = (scale * LOG2_E, 0.0)
+    if softcap:
+        scaling = (2 * LOG2_E * scale / softcap, softcap * LOG2_E)
+    sizes = [(ROWS, splits), (kv_len,), (tiles, BLOCK // group), (4, tiles)]
+    lse, *left = (
+        torch.empty((batch, heads, *x), dtype=torch.float32, device=q.device) for x in sizes
+    )
+    given = (tuple(q.stride()[:3]), tuple(k.stride()[:3]), q_len, kv_len, rows, *scaling)
+    fixed = {"HKV": kv_heads, "SHARE": share, "TAKE": take, "D": dim, "SOFTCAP": bool(softcap)}
+    fixed |= {"BLOCK_D": padded_dim(dim), "STAGES": 1 if exact else 3}
+    fixed |= {"PRECISION": "ieee" if exact else "tf32", "num_warps": 8 if take == 4 else 4}
+    grid = (splits, -(-share // take), batch * kv_heads)
+    _row_sums[grid](
+        q, k, lse, first, stop, *given, -(-blocks // splits), SPLITS=splits, **fixed
+    )  # fmt: skip
+    _line_sums[grid](
+        q, k, lse, *left, first, stop, *given, splits, tiles, SPLITS=SPLITS, GROUP=group, **fixed
+    )  # fmt: skip
+    return LineSums(*left)
 
 
 def last_query_masses(
@@ -200,36 +306,11 @@ def last_query_masses(
     Raises:
         ValueError: more rows than the kernels hold.
     """
-    if not 1 <= rows <= ROWS:
-        raise ValueError(
-            f"rows must be 1 to {ROWS} in the Triton estimate, got {rows}; use impl='torch'"
-        )
-    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
-    batch, heads, q_len, dim = q.shape
-    kv_heads, kv_len = k.shape[1:3]
-    share = heads // kv_heads
-    exact = q.dtype == torch.float32
-    take = 1 if exact else min(HEADS_AT_ONCE, triton.next_power_of_2(share))
-    blocks = -(-kv_len // BLOCK)
-    splits = min(SPLITS, blocks)
-    scaling = (scale * LOG2_E, 0.0)
-    if softcap:
-        scaling = (2 * LOG2_E * scale / softcap, softcap * LOG2_E)
-    lse = q.new_empty((batch, heads, ROWS, splits), dtype=torch.float32)
-    columns = q.new_empty((batch, heads, kv_len), dtype=torch.float32)
-    parts = q.new_empty((batch, heads, blocks, 8), dtype=torch.float32)
-    slots = 2 * -(-kv_len // TILE) + 2
-    masses = q.new_empty((batch, heads, slots), dtype=torch.float32)
-    sizes = (tuple(q.stride()[:3]), tuple(k.stride()[:3]), q_len, kv_len, rows, *scaling)
-    fixed = {"HKV": kv_heads, "SHARE": share, "TAKE": take, "D": dim, "SOFTCAP": bool(softcap)}
-    fixed |= {"BLOCK_D": padded_dim(dim), "STAGES": 1 if exact else 3}
-    fixed |= {"PRECISION": "ieee" if exact else "tf32", "num_warps": 8 if take == 4 else 4}
-    grid = (splits, -(-share // take), batch * kv_heads)
-    span = -(-blocks // splits)
-    _row_sums[grid](q, k, lse, first, stop, *sizes, span, SPLITS=splits, **fixed)
-    total = lse.logsumexp(dim=-1)
-    _line_sums[grid](q, k, total, columns, parts, first, stop, *sizes, span, blocks, **fixed)
+    sums = line_sums(q, k, first, stop, scale=scale, softcap=softcap, rows=rows)
+    batch, heads, kv_len = sums.columns.shape
+    slots = offset_slots(kv_len)
+    masses = sums.columns.new_empty((batch, heads, slots))
     _offset_sums[(-(-slots // 256), batch * heads)](
-        parts, masses, first, stop, heads, blocks, slots, 256
+        sums.parts, masses, first, stop, heads, sums.parts.shape[3], slots, 256
     )
-    return MassScores(columns, masses)
+    return MassScores(sums.columns, masses)
