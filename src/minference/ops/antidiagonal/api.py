@@ -18,6 +18,7 @@ from minference.ops.tiles.lists import (
     queries_of_tiles,
     tile_lists,
     tile_numbers,
+    unfilled_lists,
 )
 
 CHUNK = 1 << 26
@@ -81,13 +82,7 @@ def _antidiagonal_tiles(
 
 @_antidiagonal_tiles.register_fake
 def _(q, k, first, stop, stride, threshold, scale, softcap):  # noqa: ANN001, ANN202
-    size = torch.library.get_ctx().new_dynamic_size()
-    shape = (*q.shape[:2], Layout(first, stop, q.shape[2], k.shape[2]).chunk_tiles)
-    return (
-        q.new_empty(size, dtype=torch.int32),
-        q.new_empty(shape, dtype=torch.int64),
-        q.new_empty(shape, dtype=torch.int32),
-    )
+    return unfilled_lists(q, k, first, stop)
 
 
 def _highest(layout: Layout) -> int:

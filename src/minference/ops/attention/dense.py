@@ -1,8 +1,10 @@
 """Dense attention with everything that models ask for: the best fused kernel where one fits,
 else blocks of rows in float32. Causal at the bottom right: the last query sits at the last key."""
 
+import importlib
 import importlib.util
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +14,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 ROWS = 1024
 """Rows of a block where a mask must be written out: ROWS x keys, never keys x keys."""
+FLASH3_NAMES = ("flash_attn_interface", "fa3_fwd_interface")
+"""Modules of FlashAttention 3 with the same function: built from source, and from wheels."""
+FLASH3 = next((name for name in FLASH3_NAMES if importlib.util.find_spec(name)), None)
+"""The one that is installed."""
+FASTEST = (
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
 
 
 def dense_attention(
@@ -45,7 +57,12 @@ def dense_attention(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     plain = not softcap and sinks is None and keep is None and mask is None
     if plain and q.shape[2] in (1, k.shape[2]):
-        return _fused(q, k, v, factor, causal=q.shape[2] > 1, dropout=dropout)
+        causal = q.shape[2] > 1
+        if _flash3_serves(q, k, v) and not dropout:
+            return flash3(q, k, v, scale=factor, causal=causal)
+        fused = q.is_cuda and q.dtype != torch.float32 and causal
+        backends = FASTEST if fused else ()
+        return sdpa(q, k, v, backends, scale=factor, causal=causal, dropout=dropout)
     out = []
     for begin in range(0, q.shape[2], ROWS):
         rows = slice(begin, min(begin + ROWS, q.shape[2]))
@@ -104,17 +121,29 @@ def _exact(
     return (weights @ _groups(q, v).float()).to(q.dtype)
 
 
-def _fused(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool, dropout: float
+def flash3(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = True
 ) -> Tensor:
-    if _flash3_serves(q, k, v) and not dropout:
-        from flash_attn_interface import flash_attn_func
+    """Attention by FlashAttention 3, which must be installed."""
+    out = importlib.import_module(FLASH3 or FLASH3_NAMES[0]).flash_attn_func(
+        *(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, causal=causal
+    )
+    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
 
-        out = flash_attn_func(
-            *(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, causal=causal
-        )
-        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
-    with _backends(q):
+
+def sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    backends: Sequence[SDPBackend],
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention by the first of these kernels that serves the call; torch chooses if none is
+    named."""
+    with sdpa_kernel(list(backends), set_priority=True) if backends else nullcontext():
         return scaled_dot_product_attention(
             q,
             k,
@@ -133,17 +162,5 @@ def _flash3_serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and q.dtype in (torch.float16, torch.bfloat16)
         and q.shape[-1] == v.shape[-1] <= 256
         and torch.cuda.get_device_capability(q.device) == (9, 0)
-        and importlib.util.find_spec("flash_attn_interface") is not None
+        and FLASH3 is not None
     )
-
-
-def _backends(q: Tensor) -> AbstractContextManager[object]:
-    if not q.is_cuda or q.dtype == torch.float32 or q.shape[2] == 1:
-        return nullcontext()
-    order = [
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.MATH,
-    ]
-    return sdpa_kernel(order, set_priority=True)

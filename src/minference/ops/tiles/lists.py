@@ -69,6 +69,20 @@ def fewest(
     return torch.zeros_like(kept).scatter_(-1, order, kept)
 
 
+def unfilled_lists(
+    q: Tensor, k: Tensor, first: Tensor, stop: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `tile_lists` gives for the tiles of a call, without contents: for fake operators."""
+    layout = Layout(first, stop, q.shape[2], k.shape[2])
+    size = torch.library.get_ctx().new_dynamic_size()
+    shape = (*q.shape[:2], layout.chunk_tiles)
+    return (
+        q.new_empty(size, dtype=torch.int32),
+        q.new_empty(shape, dtype=torch.int64),
+        q.new_empty(shape, dtype=torch.int32),
+    )
+
+
 def tile_lists(parts: list[Bool[Tensor, "B H tiles keys"]]) -> Ragged:
     """Lists for groups of one tile, from flags of the key tiles that runs of tiles read, one run
     after another. Waits for the device: the lists take no more room than they need."""

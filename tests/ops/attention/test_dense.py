@@ -1,0 +1,52 @@
+"""Dense attention by whichever kernel is there."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend
+
+from minference.ops.attention import dense
+from minference.testing import random_qkv, tolerance
+
+
+def expected(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+    later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1 + k.shape[2] - q.shape[2])
+    return scores.masked_fill(later, -torch.inf).softmax(dim=-1) @ v
+
+
+@pytest.mark.parametrize("queries", [1, 65, 300])
+def test_dense_attention_is_the_softmax(queries: int) -> None:
+    q, k, v = random_qkv(4, 2, queries, 300)
+    out = dense.dense_attention(q, k, v)
+    torch.testing.assert_close(out, expected(q, k, v), **tolerance(torch.float32))
+
+
+@pytest.mark.parametrize("name", dense.FLASH3_NAMES)
+def test_flash3_goes_by_either_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float, causal: bool
+    ) -> torch.Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        assert causal
+        assert softmax_scale == pytest.approx(32**-0.5)
+        return expected(q, k, v).transpose(1, 2)
+
+    module = ModuleType(name)
+    module.flash_attn_func = attend  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(dense, "FLASH3", name)
+    monkeypatch.setattr(dense, "_flash3_serves", lambda *_: True)
+    q, k, v = random_qkv(4, 2, 100)
+    torch.testing.assert_close(dense.dense_attention(q, k, v), expected(q, k, v))
+
+
+def test_a_named_kernel_is_not_replaced() -> None:
+    q, k, v = random_qkv(4, 2, 100)
+    plain = dense.sdpa(q, k, v, [SDPBackend.MATH])
+    torch.testing.assert_close(plain, expected(q, k, v), **tolerance(torch.float32))
+    with pytest.raises(RuntimeError, match="kernel"):
+        dense.sdpa(q, k, v, [SDPBackend.CUDNN_ATTENTION])
