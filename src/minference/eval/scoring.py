@@ -20,7 +20,7 @@ from minference.methods import Dense, Method
 
 RECALL_ROWS = 32
 """Rows of each layer, evenly spread over the prompt, of which the kept mass is measured."""
-_SERVE_ALL = 2.0
+SERVE_ALL = 2.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def prefill(model: Any, method: Method, tokens: Tensor, **options: Any) -> Prefi
         model,
         method,
         min_seq_len=method.min_seq_len or 0,
-        dense_from=_SERVE_ALL,
+        dense_from=SERVE_ALL,
         recall_rows=RECALL_ROWS,
     )
     with handle:

@@ -14,7 +14,7 @@ from minference.eval.statistics import (
 )
 
 BASELINE = "dense"
-_ALL = 0.995  # the density that two digits show as everything
+ALL = 0.995  # the density that two digits show as everything
 _HEAD = (
     "| task | length | questions | method | exact match | to dense | density | layers | recall "
     "| layers | prefill |\n|---|---|---|---|---|---|---|---|---|---|---|"
@@ -48,7 +48,7 @@ def _measured(score: Score, method: str, answers: Mapping[str, Answers]) -> tupl
         found = paired_difference(answers[method], answers[BASELINE])
     against = f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})" if found else "-"
     density = "-" if score.density is None else f"{score.density:.3f}"
-    if method != BASELINE and score.density is not None and score.density >= _ALL:
+    if method != BASELINE and score.density is not None and score.density >= ALL:
         density += " (dense)"
     recall = "-" if score.recall is None else f"{score.recall:.3f}"
     seconds = "-" if score.seconds is None else f"{score.seconds:.2f} s"
