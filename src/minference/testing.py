@@ -92,7 +92,9 @@ def random_lines(
 
 def _rotations(positions: Tensor, dim: int) -> Float[Tensor, "P dim"]:
     """Sines and cosines whose inner product over two positions peaks where they are equal."""
-    rates = torch.logspace(math.log10(math.pi), -5, dim // 2, dtype=torch.float64)
+    rates = torch.logspace(
+        math.log10(math.pi), -5, dim // 2, dtype=torch.float64, device=positions.device
+    )
     angle = positions.double()[:, None] * rates
     return torch.cat([angle.cos(), angle.sin()], dim=-1).float() / math.sqrt(dim // 2)
 
@@ -105,6 +107,7 @@ def planted_qkv(
     dim: int = 64,
     strength: float = 10.0,
     noise: float = 0.3,
+    rows: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -113,28 +116,28 @@ def planted_qkv(
 
     All heads of a KV head see its keys, so a group's columns are the union over its heads.
     `strength` is the score of a line's keys (before the softmax) above the rest; `noise` the
-    standard deviation of the scores of all keys.
+    standard deviation of the scores of all keys; `rows` keeps so many of the last queries only.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     group = len(lines) // kv_heads
-    places = torch.arange(length)
+    places = torch.arange(length, device=device)
+    asking = places if rows is None else places[-rows:]
     half = dim // 2
     rotary = _rotations(places, half)
-    q = torch.randn((1, len(lines), length, dim), generator=generator)
-    k = torch.randn((1, kv_heads, length, dim), generator=generator)
-    v = torch.randn((1, kv_heads, length, dim), generator=generator)
+    shapes = ((len(lines), len(asking), dim), *[(kv_heads, length, dim)] * 2)
+    q, k, v = (torch.randn((1, *s), generator=generator, device=device) for s in shapes)
     q *= math.sqrt(noise)
     k *= math.sqrt(noise)
     gain = math.sqrt(strength * math.sqrt(dim))
     for h, own in enumerate(lines):
         starts = own.distances[:: max(1, len(own.distances) // 16)]
         for distance in starts.tolist():
-            q[0, h, :, half:] += gain * _rotations(places - distance, half)
+            q[0, h, :, half:] += gain * _rotations(asking - distance, half)
         q[0, h, :, 0] = gain
-        k[0, h // group, own.columns, 0] = gain
+        k[0, h // group, own.columns.to(device), 0] = gain
     for kv_head in range(kv_heads):
         k[0, kv_head, :, half:] += gain * rotary
-    return q.to(device, dtype), k.to(device, dtype), v.to(device, dtype)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
 def mixed_index(layout: Layout, heads: int, *, seed: int = 0) -> SparseIndex:

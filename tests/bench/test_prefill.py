@@ -1,14 +1,23 @@
 """The prefill benchmark on a shape that a CPU does in a moment."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from minference.bench.prefill import extrapolated
+from minference.bench.cases import vs1
+from minference.bench.prefill import PARTS, extrapolated, measure, planting
 from minference.bench.shapes import SHAPES, shape_of
 from minference.cli import app
+from minference.head_patterns import default_patterns
+from minference.methods import MInference
+from minference.ops.estimate.api import last_query_lines
+from minference.ops.estimate.reference import ROWS
+from minference.patterns import VerticalSlash
+from minference.testing import layout_of
 
 pytest.importorskip("transformers")
 
@@ -18,22 +27,55 @@ TINY = ["--model", "tiny", "--dtype", "float32", "--impl", "torch", "--min-seq-l
 def test_prefill_splits_the_first_token_and_says_what_it_extrapolates(tmp_path: Path) -> None:
     out = tmp_path / "prefill.jsonl"
     sizes = ["--lengths", "512", "1024", "--dense-up-to", "512", "--out", str(out)]
+    sizes += ["--runs", "dense", "sparse"]
     done = CliRunner().invoke(app, ["bench", "prefill", *TINY, *sizes])
     assert done.exit_code == 0, done.output
     records = [json.loads(line) for line in out.read_text().splitlines()]
     dense, sparse, guess, long = records
     assert [r["op"] for r in records] == ["dense_prefill", "sparse_prefill"] * 2
     for record in (dense, sparse, long):
-        parts = [record[f"{p}_s"] for p in ("index", "attention", "linear", "rest")]
+        parts = [record[f"{p}_s"] for p in ("index", "attention", "linear", "kv", "rest")]
         assert sum(parts) == pytest.approx(record["first_token_s"])
         assert record["layers_recorded"] == 2
         assert record["attention_s"] > 0
         assert record["linear_s"] > 0
+        assert record["kv_s"] > 0
+        assert record["plant_s"] == 0
         assert record["decode_s"] > 0
     assert dense["density"] == 1
     assert guess["extrapolated_from"] == 512
     assert "decode_s" not in guess
     assert "EXTRAPOLATED" in done.stdout
+    assert "4 x VerticalSlash(vertical=1000, slash=6096)" in done.stdout
+
+
+@pytest.mark.parametrize("kv", ["device", "host"])
+def test_a_planted_run_finds_the_planted_pattern(kv: str) -> None:
+    shape = replace(shape_of("tiny"), dim=64)
+    device = torch.device("cpu")
+    plant = planting(shape, 2048, device, torch.float32)
+    model = shape.build(2048 + 2, device, torch.float32)
+    ids = torch.randint(shape.vocabulary, (1, 2048))
+    budgets = default_patterns(2, 2, VerticalSlash(1000, 400))
+    found = []
+
+    def remember(q: torch.Tensor, k: torch.Tensor) -> None:
+        plant(q, k)
+        found.append((q, k))
+
+    options = {"min_seq_len": 256, "impl": "torch", "kv": kv}
+    record = measure(model, ids, MInference(patterns=budgets), decoded=1, plant=remember, **options)
+    parts = [record[f"{part}_s"] for part in (*PARTS, "rest")]
+    assert sum(parts) == pytest.approx(record["first_token_s"])
+    assert record["plant_s"] > 0
+    assert len(found) == 2
+    q, k = found[0]
+    layout = layout_of(q, k)
+    masses = last_query_lines(q, k, layout.first, layout.stop, rows=ROWS).columns[0]
+    planted = torch.zeros(2048, dtype=torch.bool)
+    for own in vs1(2048, 2, 0).lines:
+        planted[own.columns] = True
+    assert bool((masses[:, planted].mean(dim=1) > 2 * masses[:, ~planted].mean(dim=1)).all())
 
 
 def test_extrapolation_squares_the_attention_alone() -> None:

@@ -1,9 +1,14 @@
 """`minference bench prefill`: time to first token of a whole model, through the public call.
 
 A run is `attach` and one `generate` with 16 tokens decoded after the first. Its first forward is
-split by clocks around every linear layer and by the handle's records into index, attention, linear
-layers and the rest, which holds norms, rotary embeddings and the moves of keys and values. The
-marks wait for nothing; on the GPU they are events, and the whole is the host's clock.
+split by clocks around every linear layer and every update of the cache, and by the handle's
+records, into index, attention, linear layers, keys and values (what of their moves is not hidden
+behind the compute) and the rest: norms, rotary embeddings, activations. The marks wait for nothing;
+on the GPU they are events, and the whole is the host's clock.
+
+Random weights attend to nothing in particular. So a planted run stands beside the sparse one: each
+layer's keys and last queries are overwritten with a pattern of columns and clustered slashes before
+its index is built. What that takes is a part of its own, `plant_s`.
 """
 
 from __future__ import annotations
@@ -14,40 +19,72 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from minference.bench.cases import vs1
 from minference.bench.records import Recorder
 from minference.bench.shapes import SHAPES, ModelShape, shape_of
 from minference.integrations.transformers import attach
 from minference.integrations.transformers.records import Mark, mark, seconds
 from minference.lengths import parse_length
 from minference.methods import Dense, Method, MInference
-from minference.testing import default_device
+from minference.ops.estimate.reference import ROWS
+from minference.testing import default_device, planted_qkv
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DECODED = 16
+RUNS = ("dense", "sparse", "planted")
+PARTS = ("index", "attention", "linear", "kv", "plant")
 Record = dict[str, Any]
+Plant = Callable[[Tensor, Tensor], None]
 
 
 class Clock:
-    """Marks of a model's first forward: its end, and both ends of every linear layer."""
+    """Marks of a model's first forward: its end, and both ends of what its parts do."""
 
-    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
         self.first_token: float | None = None
-        self.marks: list[tuple[Mark, Mark]] = []
+        self.spans: dict[str, list[tuple[Mark, Mark]]] = {"linear": [], "kv": [], "plant": []}
         self._begun: list[Mark] = []
-        self._hooks = [model.register_forward_hook(self._forward_ends)]
+        self._hooks: list[Any] = []
+
+    def watch(self, model: PreTrainedModel) -> None:
+        """Hooks for the linear layers, the cache and the end; behind those of an attached model,
+        which may exchange the cache."""
+        self._hooks = [
+            model.register_forward_pre_hook(self._forward_begins, with_kwargs=True),
+            model.register_forward_hook(self._forward_ends),
+        ]
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 self._hooks.append(module.register_forward_pre_hook(self._begin))
                 self._hooks.append(module.register_forward_hook(self._end))
+
+    @contextmanager
+    def span(self, part: str) -> Iterator[None]:
+        """Counts what happens inside to a part."""
+        begin = mark(self.device)
+        yield
+        if self.first_token is None:
+            self.spans[part].append((begin, mark(self.device)))
+
+    def _forward_begins(self, module: nn.Module, args: object, kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        if cache is not None and "update" not in vars(cache):
+            cache.update = partial(self._update, cache.update)
+
+    def _update(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        with self.span("kv"):
+            return plain(*args, **kwargs)
 
     def _begin(self, module: nn.Module, args: object) -> None:
         if self.first_token is None:
@@ -55,19 +92,32 @@ class Clock:
 
     def _end(self, module: nn.Module, args: object, output: object) -> None:
         if self.first_token is None:
-            self.marks.append((self._begun.pop(), mark(self.device)))
+            self.spans["linear"].append((self._begun.pop(), mark(self.device)))
 
     def _forward_ends(self, module: nn.Module, args: object, output: object) -> None:
         if self.first_token is None:
             synchronize(self.device)
             self.first_token = time.perf_counter()
 
-    def linear_seconds(self) -> float:
-        return sum(seconds(*pair) for pair in self.marks)
+    def seconds(self, part: str) -> float:
+        return sum(seconds(*pair) for pair in self.spans[part])
 
     def remove(self) -> None:
         for hook in self._hooks:
             hook.remove()
+
+
+def planting(shape: ModelShape, length: int, device: torch.device, dtype: torch.dtype) -> Plant:
+    """Overwrites keys, and the last queries, which estimates read, with case VS-1."""
+    lines = list(vs1(length, shape.heads, 0).lines)
+    kinds = {"dim": shape.dim, "device": device, "dtype": dtype}
+    last, keys, _ = planted_qkv(lines, length, kv_heads=shape.kv_heads, rows=ROWS, **kinds)
+
+    def plant(q: Tensor, k: Tensor) -> None:
+        q[:, :, -ROWS:] = last
+        k.copy_(keys)
+
+    return plant
 
 
 def synchronize(device: torch.device) -> None:
@@ -82,6 +132,7 @@ def measure(
     method: Method,
     *,
     decoded: int = DECODED,
+    plant: Plant | None = None,
     **options: Any,  # noqa: ANN401
 ) -> Record:
     """One prompt through attach and generate; the times of its first forward by part, in seconds.
@@ -91,13 +142,21 @@ def measure(
         ids: the prompt, [1, L].
         method: what builds the indices.
         decoded: tokens after the first.
+        plant: changes a layer's q and k before its index is built.
         **options: of `attach`.
     """
     device = ids.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with attach(model, method, record=True, **options) as handle:
-        clock = Clock(model, device)
+    clock = Clock(device)
+
+    def observe(context: object, q: Tensor, k: Tensor, v: Tensor) -> None:
+        if plant is not None:
+            with clock.span("plant"):
+                plant(q, k)
+
+    with attach(model, method, record=True, observe=observe, **options) as handle:
+        clock.watch(model)
         synchronize(device)
         begin = time.perf_counter()
         try:
@@ -111,7 +170,7 @@ def measure(
     parts = {
         "index_s": sum(layer["index_seconds"] for layer in layers),
         "attention_s": sum(layer["attention_seconds"] for layer in layers),
-        "linear_s": clock.linear_seconds(),
+        **{f"{part}_s": clock.seconds(part) for part in clock.spans},
     }
     record: Record = {"first_token_s": first - begin, "decode_s": end - first, "decoded": decoded}
     record |= {**parts, "rest_s": first - begin - sum(parts.values())}
@@ -139,10 +198,10 @@ def extrapolated(measured: Record, length: int) -> Record:
 
 def run(
     name: str, shape: ModelShape, lengths: list[int], *, dense_up_to: int, dtype: torch.dtype,
-    device: torch.device, options: dict[str, Any],
+    device: torch.device, options: dict[str, Any], kinds: tuple[str, ...] = RUNS,
 ) -> Iterator[Record]:  # fmt: skip
-    """Dense and sparse records of each length, shortest first; each is its second run, after one
-    with a single decoded token whose time, compilation included, is kept as `first_run_s`.
+    """Records of each length, shortest first; each is its second run, after one with a single
+    decoded token whose time, compilation included, is kept as `first_run_s`.
 
     Args:
         name: the shape's name, for the records.
@@ -152,27 +211,32 @@ def run(
         dtype: of the weights.
         device: where to build and run.
         options: of `attach`.
+        kinds: of RUNS.
     """
     model = shape.build(max(lengths) + DECODED + 1, device, dtype)
-    methods: dict[str, Callable[[], Method]] = {
-        "dense": Dense,
-        "sparse": lambda: MInference(patterns=shape.patterns()),
-    }
     own = {"model": name, "layers": shape.layers, "dtype": str(dtype).removeprefix("torch.")}
+    own["budgets"] = shape.budgets()
     own |= {"kv": options.get("kv", "device"), "fuse": options.get("fuse", False)}
     generator = torch.Generator().manual_seed(0)
     longest: Record | None = None
     for length in sorted(lengths):
         ids = torch.randint(shape.vocabulary, (1, length), generator=generator).to(device)
-        for kind, make in methods.items():
+        for kind in kinds:
             head = {"op": f"{kind}_prefill", "impl": "auto", **own, "length": length}
             if kind == "dense" and length > dense_up_to:
                 if longest is not None:
                     yield extrapolated(longest, length)
                 continue
-            first = measure(model, ids, make(), decoded=1, **options)["first_token_s"]
-            record = head | measure(model, ids, make(), **options) | {"first_run_s": first}
+            plant = planting(shape, length, device, dtype) if kind == "planted" else None
+            more = {**options, "plant": plant}
+
+            def method(kind: str = kind) -> Method:
+                return Dense() if kind == "dense" else MInference(patterns=shape.patterns())
+
+            first = measure(model, ids, method(), decoded=1, **more)["first_token_s"]
+            record = head | measure(model, ids, method(), **more) | {"first_run_s": first}
             longest = record if kind == "dense" else longest
+            del plant, more
             gc.collect()
             yield record
 
@@ -182,7 +246,7 @@ def summary(record: Record) -> str:
     line = f"{record['length']} {record['op']}: first token {record['first_token_s']:.3f} s"
     if "extrapolated_from" in record:
         return f"{line}, EXTRAPOLATED from {record['extrapolated_from']} tokens, not measured"
-    parts = ", ".join(f"{p} {record[f'{p}_s']:.3f}" for p in ("index", "attention", "linear"))
+    parts = ", ".join(f"{p} {record[f'{p}_s']:.3f}" for p in PARTS if record[f"{p}_s"])
     line += f" ({parts}, rest {record['rest_s']:.3f}), {record['decoded']} tokens after it"
     return f"{line} {record['decode_s']:.3f} s, density {record['density']:.4f}"
 
@@ -192,6 +256,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="minference bench prefill", description=__doc__)
     made.add_argument("--model", choices=list(SHAPES), default="llama-3-8b")
     made.add_argument("--lengths", type=parse_length, nargs="+", default=[1 << 15, 1 << 17])
+    made.add_argument("--runs", choices=RUNS, nargs="+", default=list(RUNS))
     made.add_argument("--layers", type=int, default=None, help="the first layers only")
     made.add_argument("--dense-up-to", type=parse_length, default=1 << 18)
     made.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
@@ -210,14 +275,17 @@ def main(arguments: list[str] | None = None) -> int:
     recorder = Recorder(given.out)
     options = {"kv": given.kv, "impl": given.impl, "min_seq_len": given.min_seq_len}
     options |= {"chunk_tokens": given.chunk_tokens or None, "fuse": given.fuse}
+    shape = shape_of(given.model, given.layers)
+    sys.stdout.write(f"heads of {given.model} and their budgets: {shape.budgets()}\n")
     records = run(
         given.model,
-        shape_of(given.model, given.layers),
+        shape,
         given.lengths,
         dense_up_to=given.dense_up_to,
         dtype=getattr(torch, given.dtype),
         device=default_device(),
         options=options,
+        kinds=tuple(given.runs),
     )
     for record in records:
         sys.stdout.write(summary(recorder.write(record)) + "\n")

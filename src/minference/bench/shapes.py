@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,13 @@ class ModelShape:
         own = HeadPatterns.from_pretrained(self.table)
         return replace(own, patterns=own.patterns[: self.layers], scores=None)
 
+    def budgets(self) -> str:
+        """How many heads have which pattern, the four most frequent ones."""
+        kinds = Counter(str(pattern) for row in self.patterns().patterns for pattern in row)
+        named = [f"{count} x {pattern}" for pattern, count in kinds.most_common(4)]
+        others = kinds.total() - sum(count for _, count in kinds.most_common(4))
+        return ", ".join([*named, *([f"{others} others"] if others else [])])
+
     def build(self, positions: int, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
         """A model with random weights of seed 0, ready for inference."""
         from transformers import AutoModelForCausalLM
@@ -70,53 +78,26 @@ class ModelShape:
         return model.eval()
 
 
+# fmt: off
 SHAPES = {
     "llama-3-8b": ModelShape(
-        kind="llama",
-        hidden=4096,
-        inner=14336,
-        layers=32,
-        heads=32,
-        kv_heads=8,
-        dim=128,
-        vocabulary=128256,
-        table="gradientai/Llama-3-8B-Instruct-262k",
+        kind="llama", hidden=4096, inner=14336, layers=32, heads=32, kv_heads=8, dim=128,
+        vocabulary=128256, table="gradientai/Llama-3-8B-Instruct-262k",
     ),
     "qwen2.5-7b": ModelShape(
-        kind="qwen2",
-        hidden=3584,
-        inner=18944,
-        layers=28,
-        heads=28,
-        kv_heads=4,
-        dim=128,
-        vocabulary=152064,
-        table="Qwen/Qwen2.5-7B-Instruct-1M",
+        kind="qwen2", hidden=3584, inner=18944, layers=28, heads=28, kv_heads=4, dim=128,
+        vocabulary=152064, table="Qwen/Qwen2.5-7B-Instruct-1M",
     ),
     "glm-4-9b": ModelShape(
-        kind="glm",
-        hidden=4096,
-        inner=13696,
-        layers=40,
-        heads=32,
-        kv_heads=4,
-        dim=128,
-        vocabulary=151552,
-        table="THUDM/glm-4-9b-chat-1m-hf",
-        more={"attention_bias": True},
+        kind="glm", hidden=4096, inner=13696, layers=40, heads=32, kv_heads=4, dim=128,
+        vocabulary=151552, table="THUDM/glm-4-9b-chat-1m-hf", more={"attention_bias": True},
     ),
     "tiny": ModelShape(
-        kind="llama",
-        hidden=64,
-        inner=128,
-        layers=2,
-        heads=2,
-        kv_heads=1,
-        dim=32,
-        vocabulary=128,
-        table=None,
+        kind="llama", hidden=64, inner=128, layers=2, heads=2, kv_heads=1, dim=32,
+        vocabulary=128, table=None,
     ),
 }
+# fmt: on
 
 
 def shape_of(name: str, layers: int | None = None) -> ModelShape:
