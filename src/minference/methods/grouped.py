@@ -1,4 +1,4 @@
-"""Lines re-estimated for each group of 512 query rows, kept by attention mass."""
+"""Blocks re-estimated for each group of 512 query rows, coarse to fine, kept by attention mass."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,46 +8,63 @@ from torch import Tensor
 from minference.index import SparseIndex
 from minference.methods.base import Context, Method
 from minference.ops.build import assemble
-from minference.ops.groups.reference import GROUP_TILES, block_lists, group_masses, keep_mass
-from minference.ops.select.reference import offsets_from_flags
-
-_LOCAL_SLOTS = 3
-"""Offsets -1, 0 and 1: every distance below 65."""
+from minference.ops.groups.api import grouped_blocks
+from minference.ops.groups.plan import MIN_FLOOR, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grouped(Method):
-    """Block offsets and key blocks of each group of rows, one index per KV head.
+    """Key blocks of each query tile, one list for the query heads of a KV head.
 
     Attributes:
-        mass: share of the sampled rows' attention that the offsets, and also the blocks, keep.
-        rows: evenly spaced rows of a group whose scores are computed. Their cost is rows / 512 of
-            the dense score product, hence quadratic.
+        mass: share of the sampled rows' attention that the kept blocks hold.
+        rows: evenly spaced rows of a group of 512 that are scored.
+        cell: keys whose mean stands for them when candidates are chosen, 1 to 64.
+        floor: candidate blocks that every group scores exactly, and
+        share: more of them, as a share of the blocks that it can see.
+        cap: most candidate blocks.
     """
 
     name: ClassVar[str] = "grouped"
-    mass: float = 0.8
+    mass: float = 0.9
     rows: int = 64
+    cell: int = 4
+    floor: int = 48
+    share: float = 0.1
+    cap: int = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.mass <= 1:
             raise ValueError(f"mass must be a share in (0, 1], got {self.mass}")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share must be in [0, 1], got {self.share}")
         if self.rows < 1:
             raise ValueError(f"rows must be at least 1 row a group, got {self.rows}")
+        if self.cell not in (1, 2, 4, 8, 16, 32, 64):
+            raise ValueError(f"cell must be a power of two of keys up to 64, got {self.cell}")
+        if not MIN_FLOOR <= self.floor <= self.cap:
+            raise ValueError(
+                f"floor must be {MIN_FLOOR} blocks to cap = {self.cap}, got {self.floor}"
+            )
 
     def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
-        by_offset, by_block = group_masses(
-            q, k, context.layout, rows=self.rows, scale=context.scale, softcap=context.softcap
+        plan = Plan(
+            rows=self.rows,
+            cell=self.cell,
+            sum_cell=max(self.cell, 16),
+            floor=self.floor,
+            share=self.share,
+            cap=self.cap,
+            mass=self.mass,
         )
-        offsets = keep_mass(by_offset, self.mass)
-        offsets[..., :_LOCAL_SLOTS] = True
-        blocks = keep_mass(by_block, self.mass)
-        blocks[..., 0] = True
-        return assemble(
+        lists = grouped_blocks(
+            q,
+            k,
             context.layout,
-            k.shape[1],
-            offsets=offsets_from_flags(offsets),
-            blocks=block_lists(blocks),
-            group_tiles=GROUP_TILES,
+            plan,
+            scale=context.scale,
+            softcap=context.softcap,
+            impl=context.impl,
         )
+        return assemble(context.layout, k.shape[1], blocks=lists, group_tiles=1)
