@@ -2,11 +2,12 @@
 
 import json
 import logging
+import multiprocessing
 from pathlib import Path
 
 import pytest
 
-from minference.eval.plan import make_cells, resolve_tasks, valid_tasks
+from minference.eval.plan import draw_all, make_cells, resolve_tasks, valid_tasks
 from minference.eval.records import FILE_NAME, Records, key_of
 from minference.eval.runner import Subject, run_cells
 from minference.eval.scoring import encode
@@ -77,3 +78,22 @@ def test_encode_starts_a_sequence_once(subject: Subject) -> None:
     tokenizer = subject.tokenizer
     assert encode(tokenizer, "ab", start=True) == [300, 97, 98]
     assert encode(tokenizer, "ab") == [97, 98]
+
+
+def test_prompts_drawn_by_other_processes_are_the_same() -> None:
+    orders = [cell.order(seed) for cell in CELLS for seed in range(2)]
+    assert list(draw_all(orders, len, workers=1)) == list(draw_all(orders, len))
+
+
+def test_a_run_that_stops_early_leaves_no_process(tmp_path: Path, subject: Subject) -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(subject, SPECS, CELLS, tmp_path, progress=stop, workers=1)
+    assert multiprocessing.active_children() == []
+    assert len(list(Records.read(tmp_path / FILE_NAME).of("prefill"))) == 2
+    seen: list[int] = []
+    run_cells(subject, SPECS, CELLS, tmp_path, progress=lambda done, *_: seen.append(done))
+    assert seen == [1, 2]

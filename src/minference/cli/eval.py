@@ -18,35 +18,47 @@ if TYPE_CHECKING:
     from minference.eval.runner import Progress, Subject
 
 
-class _ModelFirst(TyperGroup):
-    """`eval MODEL ...` is short for `eval run MODEL ...`."""
+DEFAULT_MODEL = "models/needle"
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
-        if args and args[0] not in self.commands:
+
+class _RunUnlessNamed(TyperGroup):
+    """`eval MODEL --tasks ...` is short for `eval run MODEL --tasks ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
             args = ["run", *args]
-        return super().resolve_command(ctx, args)
+        return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=_ModelFirst, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    cls=_RunUnlessNamed,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Ask a model the same questions under every method: `eval [run] MODEL ...`.",
+)
 
 
 @app.command()
 def run(
-    model: str = typer.Argument(help="Hub id or path of a transformers model."),
+    model: str = typer.Argument(DEFAULT_MODEL, help="Hub id or path of a transformers model."),
     tasks: str = typer.Option("niah", help="Tasks or groups of tasks, comma-separated."),
     methods: str = typer.Option("dense,minference", help="name:key=value,..., comma-separated."),
     lengths: str = typer.Option("4k,8k", help="Prompt lengths in tokens, comma-separated."),
     samples: int = typer.Option(5, help="Questions for each task and length."),
+    depths: int = typer.Option(5, help="Depths of the needle in the task niah."),
     placement: str = typer.Option("end", help="end: after the prompt; spread: along its end."),
     split: str = typer.Option("heldout", help="heldout to report, dev to tune on."),
     output: str = typer.Option("out/eval", "-o", "--output", help="Folder of the results."),
     device: str | None = typer.Option(None, help="Default: cuda where there is one."),
+    workers: int | None = typer.Option(
+        None, help="Processes that write prompts; by default up to 8 beside a GPU, else none."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Scores as one JSON object."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
 ) -> None:
     """Ask the same seeded questions under every method; run it again to go on after a kill."""
     from minference.eval.plan import make_cells, resolve_tasks
-    from minference.eval.runner import run_cells
+    from minference.eval.runner import default_workers, run_cells
     from minference.lengths import parse_length
     from minference.methods.spec import parse_methods
 
@@ -62,15 +74,18 @@ def run(
             resolve_tasks(tasks.split(",")),
             [parse_length(length) for length in lengths.split(",")],
             samples=samples,
+            depths=depths,
             placement=placement,  # type: ignore[arg-type]
             split=split,  # type: ignore[arg-type]
         )
     )
+    subject = _load(model, device)
     records = run_cells(
-        _load(model, device),
+        subject,
         specs,
         cells,
         Path(output),
+        workers=default_workers(subject.model.device.type) if workers is None else workers,
         command=" ".join(["minference", *sys.argv[1:]]),
         progress=None if quiet or as_json else _progress(),
     )
@@ -124,16 +139,15 @@ def _show(records: Records, as_json: bool) -> None:
 
 
 def _load(name: str, device: str | None) -> Subject:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from minference.eval.runner import Subject
+    from minference.integrations.transformers.load import load
 
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # bfloat16 matrix products are slow on most CPUs
-    dtype = torch.float32 if target == "cpu" else "auto"
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    return Subject(name, model.to(target).eval(), AutoTokenizer.from_pretrained(name))
+    if name == DEFAULT_MODEL and not Path(name).is_dir():
+        raise ValueError(
+            f"the model {name!r} of the repository is not here; run this in its folder, or name a "
+            "model: minference eval MODEL ..."
+        )
+    return Subject(name, *load(name, device))
 
 
 def _progress() -> Progress:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 from minference.errors import unknown_name
 from minference.eval.tasks import ONE_QUESTION, TASKS, Placement, Sample, Split, make_sample
@@ -72,6 +75,33 @@ def draw(order: tuple[object, ...], measure: Measure = len) -> Sample:
     )
 
 
+def draw_all(
+    orders: Sequence[tuple[object, ...]], measure: Measure, workers: int = 0
+) -> Generator[Sample]:
+    """The prompts of several orders, in order.
+
+    Args:
+        orders: arguments of `draw`.
+        measure: counts the tokens of a text; other processes must be able to load it.
+        workers: processes that draw ahead of the caller; 0 draws when asked.
+    """
+    if not workers:
+        yield from (draw(order, measure) for order in orders)
+        return
+    # not forked: the caller may hold a GPU
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        ahead: deque[Future[Sample]] = deque()
+        for order in orders:
+            ahead.append(pool.submit(draw, order, measure))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def valid_tasks() -> list[str]:
     """Every name that `resolve_tasks` takes."""
     return sorted({*GROUPS, *TASKS})
@@ -120,8 +150,9 @@ def make_cells(
     Raises:
         ValueError: a count below 1.
     """
-    if samples < 1 or (questions is not None and questions < 1):
-        raise ValueError(f"samples and questions must be at least 1, got {samples}, {questions}")
+    for name, count in (("samples", samples), ("questions", questions), ("depths", depths)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
     each = questions or (SPREAD_QUESTIONS if placement == "spread" else 1)
     for length in sorted(set(lengths)):
         for task in tasks:

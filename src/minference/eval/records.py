@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minference.eval.packed import unpack
 from minference.log import get_logger
 
 FILE_NAME = "samples.jsonl"
@@ -52,7 +53,7 @@ class Records:
 
     @classmethod
     def read(cls, path: Path) -> Records:
-        """Reads a file without touching it.
+        """Reads a file without touching it; lines that `packed.pack` made are taken apart.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -68,7 +69,7 @@ class Records:
             except ValueError as error:
                 records.broken.append((number, str(error)))
                 continue
-            records.lines.append(record)
+            records.lines += unpack(record) if record["record"] == "cell" else [record]
         for number, why in records.broken:
             get_logger(__name__).warning(
                 "%s, line %d cannot be read (%s); its sample is asked again", path, number, why

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 
 import minference
-from minference.eval.plan import Cell, draw
+from minference.eval.plan import Cell, draw, draw_all
 from minference.eval.records import Record, Records, key_of
 from minference.eval.scoring import Reading, encode, read_sample
 from minference.eval.tasks import Sample
@@ -35,7 +37,22 @@ class Subject:
         probe = "def f(x):\n    return 'a b c', 1234567\n"
         if len(encode(self.tokenizer, probe)) == len(probe):
             return len
-        return lambda text: len(encode(self.tokenizer, text))
+        return TokenCount(self.tokenizer)
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens of a text; a class, so that other processes can be given it."""
+
+    tokenizer: Any
+
+    def __call__(self, text: str) -> int:
+        return len(encode(self.tokenizer, text))
+
+
+def default_workers(device_type: str) -> int:
+    """Processes that write prompts: as many as the machine has to spare beside a GPU, at most 8."""
+    return min(8, (os.cpu_count() or 1) - 1) if device_type == "cuda" else 0
 
 
 def run_cells(
@@ -46,6 +63,7 @@ def run_cells(
     *,
     command: str = "",
     progress: Progress | None = None,
+    workers: int = 0,
 ) -> Records:
     """Asks what the folder does not hold yet.
 
@@ -56,6 +74,7 @@ def run_cells(
         folder: where `samples.jsonl` lies or will lie.
         command: what was typed, for the record.
         progress: called with (prompts done, prompts in all, what comes next).
+        workers: processes that write prompts ahead of the model; 0 writes them in turn.
 
     Raises:
         ValueError: the folder holds results of another model.
@@ -64,23 +83,30 @@ def run_cells(
     _check_same_model(records, subject.name)
     todo = [(cell, seed) for cell in cells for seed in range(cell.prompts)]
     done = records.done()
+    work = [
+        (cell, seed, missing)
+        for cell, seed in todo
+        if any((missing := {s: _missing(cell, seed, s.label, done) for s in specs}).values())
+    ]
     records.append([_facts(subject, specs, command)])
     measure = subject.measure()
     methods: dict[tuple[Cell, str], Method] = {}
-    for number, (cell, seed) in enumerate(todo):
-        if progress:
-            progress(number, len(todo), f"{cell.task} {cell.length} {cell.placement}")
-        missing = {spec: _missing(cell, seed, spec.label, done) for spec in specs}
-        if not any(missing.values()):
-            continue
-        sample = draw(cell.order(seed), measure)
-        for spec in (spec for spec in specs if missing[spec]):
-            if (cell, spec.label) not in methods:
-                methods[cell, spec.label] = _prepare(subject, spec, cell, measure)
-            method = methods[cell, spec.label]
-            skip = frozenset(range(cell.questions)) - missing[spec]
-            readings = read_sample(subject.model, subject.tokenizer, method, sample, skip=skip)
-            records.append(_lines(cell, sample, spec.label, readings, missing[spec]))
+    samples = draw_all([cell.order(seed) for cell, seed, _ in work], measure, workers)
+    before = len(todo) - len(work)
+    # a pool of processes ends with this block, also after an error or an interruption
+    with closing(samples):
+        for number, (cell, _, missing) in enumerate(work):
+            if progress:
+                what = f"{cell.task} {cell.length} {cell.placement}"
+                progress(before + number, len(todo), what)
+            sample = next(samples)
+            for spec in (spec for spec in specs if missing[spec]):
+                if (cell, spec.label) not in methods:
+                    methods[cell, spec.label] = _prepare(subject, spec, cell, measure)
+                skip = frozenset(range(cell.questions)) - missing[spec]
+                method = methods[cell, spec.label]
+                readings = read_sample(subject.model, subject.tokenizer, method, sample, skip=skip)
+                records.append(_lines(cell, sample, spec.label, readings, missing[spec]))
     if progress:
         progress(len(todo), len(todo), "done")
     return records

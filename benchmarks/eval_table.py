@@ -1,0 +1,234 @@
+"""Accuracy, density and recall of the methods on models/needle: measure, pack, and write the table.
+
+python benchmarks/eval_table.py run --lengths 32k --placement spread --folder out/eval_table
+python benchmarks/eval_table.py pack out/eval_table --out benchmarks/results/eval_h100.jsonl
+python benchmarks/eval_table.py table benchmarks/results/eval_h100.jsonl --write docs/evaluation.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minference.bench.records import environment
+from minference.eval.packed import pack
+from minference.eval.plan import Cell, make_cells, resolve_tasks
+from minference.eval.records import FILE_NAME, Records
+from minference.eval.runner import Subject, default_workers, run_cells
+from minference.eval.statistics import (
+    Answers,
+    CellKey,
+    answers_by_cell,
+    paired_difference,
+    scores,
+)
+from minference.integrations.transformers.load import load
+from minference.lengths import parse_length
+from minference.methods.spec import parse_methods
+
+METHODS = (
+    "dense,minference:budget_length=none,minference,a_shape,tri_shape,dilated1,"
+    "static,static:vertical=250,slash=1524"
+)
+"""Budgets as published, then scaled to the length (a quarter at 32K), the same for static lines."""
+PROMPTS = {"spread": 25, "end": 200}
+QUESTIONS = {"spread": 12, "end": 1}
+MARK = "<!-- eval table -->"
+_DENSE = 0.995
+
+
+class _TimeUp(Exception):
+    pass
+
+
+def main() -> None:
+    """One of the three commands."""
+    given = argparse.ArgumentParser(description=__doc__)
+    commands = given.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="ask; goes on where the folder's results stop")
+    run.add_argument("--model", default="models/needle")
+    run.add_argument("--tasks", default="retrieval")
+    run.add_argument("--methods", default=METHODS)
+    run.add_argument("--lengths", type=parse_length, nargs="+", default=[16_384, 32_768])
+    run.add_argument("--placement", choices=list(PROMPTS), default="spread")
+    run.add_argument("--split", choices=["heldout", "dev"], default="heldout")
+    run.add_argument("--prompts", type=int, help="for each cell; 25 spread, 200 at the end")
+    run.add_argument("--questions", type=int, help="for each prompt; 12 spread, 1 at the end")
+    run.add_argument("--seconds", type=float, default=1e9, help="stop asking after that long")
+    run.add_argument("--workers", type=int, help="processes that write prompts")
+    run.add_argument("--folder", type=Path, required=True)
+    packing = commands.add_parser("pack", help="append folders' results to a file to commit")
+    packing.add_argument("folders", type=Path, nargs="+")
+    packing.add_argument("--out", type=Path, required=True)
+    table = commands.add_parser("table", help="print the table, or write it into a page")
+    table.add_argument("files", type=Path, nargs="+")
+    table.add_argument("--write", type=Path, help=f"page with two lines {MARK}")
+    options = given.parse_args()
+    {"run": measure, "pack": append_packed, "table": show}[options.command](options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Asks every method the same questions and packs what came of it."""
+    subject = Subject(options.model, *load(options.model))
+    device = subject.model.device.type
+    stop = time.monotonic() + options.seconds
+    began = time.monotonic()
+
+    def progress(done: int, total: int, what: str) -> None:
+        if done % 25 == 0 or done == total:
+            print(f"{time.monotonic() - began:6.1f} s  {done}/{total}  {what}", flush=True)
+        if time.monotonic() > stop:
+            raise _TimeUp
+
+    finished = True
+    try:
+        run_cells(
+            subject,
+            parse_methods(options.methods),
+            cells_of(options),
+            options.folder,
+            command=" ".join(["eval_table.py", *sys.argv[1:]]),
+            progress=progress,
+            workers=default_workers(device) if options.workers is None else options.workers,
+        )
+    except _TimeUp:
+        finished = False
+    records = Records.open(options.folder)
+    records.append([{"record": "run", "model": options.model, **environment()}])
+    write_lines(options.folder / "packed.jsonl", pack(records.lines), "w")
+    print(tables(records.lines))
+    if device == "cuda":
+        print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    if not finished:
+        print(f"stopped after {options.seconds:.0f} s; the same command goes on")
+
+
+def cells_of(options: argparse.Namespace) -> list[Cell]:
+    """The cells of a run: so many prompts with so many questions each."""
+    prompts = options.prompts or PROMPTS[options.placement]
+    questions = options.questions or QUESTIONS[options.placement]
+    return list(
+        make_cells(
+            resolve_tasks(options.tasks.split(",")),
+            options.lengths,
+            samples=prompts * questions,
+            placement=options.placement,
+            split=options.split,
+            questions=questions,
+        )
+    )
+
+
+def append_packed(options: argparse.Namespace) -> None:
+    """Packs folders into one file; a cell and method that is there already is replaced."""
+    known = []
+    if options.out.exists():
+        known = [json.loads(line) for line in options.out.read_text().splitlines()]
+    for folder in options.folders:
+        known += pack(Records.read(folder / FILE_NAME).lines)
+    latest = {_key(line): line for line in known}
+    write_lines(options.out, latest.values(), "w")
+    print(f"{options.out}: {len(latest)} lines, {options.out.stat().st_size} bytes")
+
+
+def _key(line: dict[str, Any]) -> tuple[Any, ...]:
+    if line["record"] == "run":
+        return line.get("date"), line.get("command"), line.get("device")
+    return tuple(line[name] for name in ("task", "length", "placement", "split", "method"))
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]], mode: str) -> None:
+    """Lines of JSON."""
+    with path.open(mode, encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def show(options: argparse.Namespace) -> None:
+    """Prints the tables, or puts them between the marks of a page."""
+    lines = [line for path in options.files for line in Records.read(path).lines]
+    text = tables(lines)
+    if options.write is None:
+        print(text)
+        return
+    page = options.write.read_text(encoding="utf-8")
+    before, _, after = page.partition(MARK + "\n")
+    _, mark, rest = after.partition(MARK)
+    if not mark:
+        raise SystemExit(f"{options.write} has no two lines {MARK}")
+    page = f"{before}{MARK}\n\n{text}\n\n{MARK}{rest}"
+    options.write.write_text(page, encoding="utf-8")
+
+
+def tables(lines: list[dict[str, Any]]) -> str:
+    """A table for each length and placement: a row a method, a column a task."""
+    shapes = {(r["length"], r["placement"]) for r in lines if r["record"] == "question"}
+    return "\n\n".join(_table(lines, *shape) for shape in sorted(shapes))
+
+
+def _table(lines: list[dict[str, Any]], length: int, placement: str) -> str:
+    own = [
+        record
+        for record in lines
+        if record.get("length") == length and record.get("placement") == placement
+    ]
+    found, answers = scores(own), answers_by_cell(own)
+    tasks = [cell[0] for cell in found]
+    methods = list(dict.fromkeys(method for cell in found.values() for method in cell))
+    asked = [score for cell in found.values() for score in cell.values()]
+    questions = sorted({score.total for score in asked})
+    prompts = sorted({score.prompts for score in asked})
+    where = "at the end of the prompt" if placement == "end" else "over the last thousand tokens"
+    head = ["method", *(task.replace("_", " ") for task in tasks)]
+    head += ["all, to dense (95 %)", "density", "recall", "prefill"]
+    rows = [
+        f"{length // 1024}K tokens, questions {where}; a cell is "
+        f"{' or '.join(map(str, questions))} questions on {' or '.join(map(str, prompts))} prompts",
+        "",
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+    ]
+    for method in methods:
+        cells = {cell[0]: by[method] for cell, by in found.items() if method in by}
+        row = [f"{cells[t].accuracy:.3f}" if t in cells else "-" for t in tasks]
+        row.append(_to_dense(answers, method))
+        density = _mean(score.density for score in cells.values())
+        secret = method != "dense" and density is not None and density >= _DENSE
+        row.append(_number(density) + (" (dense)" if secret else ""))
+        row.append(_number(_mean(score.recall for score in cells.values())))
+        seconds = _mean(score.seconds for score in cells.values())
+        row.append("-" if seconds is None else f"{1000 * seconds:.0f} ms")
+        rows.append(f"| `{method}` | {' | '.join(row)} |")
+    return "\n".join(rows)
+
+
+def _to_dense(answers: dict[CellKey, dict[str, Answers]], method: str) -> str:
+    """The paired difference over all tasks, its interval by bootstrap over prompts."""
+    if method == "dense":
+        return "-"
+    pooled: tuple[dict[Any, bool], dict[Any, bool]] = {}, {}
+    for (task, *_), by_method in answers.items():
+        for into, name in zip(pooled, (method, "dense"), strict=True):
+            for (seed, index), right in by_method.get(name, {}).items():
+                into[(task, seed), index] = right
+    gap = paired_difference(*pooled)
+    return "-" if gap is None else f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
+
+
+if __name__ == "__main__":
+    main()
