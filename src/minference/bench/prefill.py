@@ -1,10 +1,11 @@
 """`minference bench prefill`: time to first token of a whole model, through the public call.
 
 A run is `attach` and one `generate` with 16 tokens decoded after the first. Its first forward is
-split by clocks around every linear layer and every update of the cache, and by the handle's
-records, into index, attention, linear layers, keys and values (what of their moves is not hidden
-behind the compute) and the rest: norms, rotary embeddings, activations. The marks wait for nothing;
-on the GPU they are events, and the whole is the host's clock.
+split by clocks around every linear layer (the whole MLP where it is compiled), around every update
+of the cache, and by the handle's records. The parts are index, attention, linear layers, keys and
+values (what of their moves is not hidden behind the compute) and the rest: norms, rotary
+embeddings, activations. The marks wait for nothing; on the GPU they are events, and the whole is
+the host's clock.
 
 Random weights attend to nothing in particular. So a planted run stands beside the sparse one: each
 layer's keys and last queries are overwritten with a pattern of columns and clustered slashes before
@@ -57,17 +58,16 @@ class Clock:
         self._begun: list[Mark] = []
         self._hooks: list[Any] = []
 
-    def watch(self, model: PreTrainedModel) -> None:
+    def watch(self, model: PreTrainedModel, *, fused: bool) -> None:
         """Hooks for the linear layers, the cache and the end; behind those of an attached model,
         which may exchange the cache."""
         self._hooks = [
             model.register_forward_pre_hook(self._forward_begins, with_kwargs=True),
             model.register_forward_hook(self._forward_ends),
         ]
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                self._hooks.append(module.register_forward_pre_hook(self._begin))
-                self._hooks.append(module.register_forward_hook(self._end))
+        for module in _linear(model, fused=fused):
+            self._hooks.append(module.register_forward_pre_hook(self._begin))
+            self._hooks.append(module.register_forward_hook(self._end))
 
     @contextmanager
     def span(self, part: str) -> Iterator[None]:
@@ -120,6 +120,13 @@ def planting(shape: ModelShape, length: int, device: torch.device, dtype: torch.
     return plant
 
 
+def _linear(model: PreTrainedModel, *, fused: bool) -> list[nn.Module]:
+    """The linear layers; of compiled MLPs the whole, as a hook inside would break their graph."""
+    whole = [x for name, x in model.named_modules() if name.endswith(".mlp")] if fused else []
+    inside = {part for mlp in whole for part in mlp.modules()}
+    return whole + [x for x in model.modules() if isinstance(x, nn.Linear) and x not in inside]
+
+
 def synchronize(device: torch.device) -> None:
     """Waits for a GPU; nothing on the CPU."""
     if device.type == "cuda":
@@ -156,7 +163,7 @@ def measure(
                 plant(q, k)
 
     with attach(model, method, record=True, observe=observe, **options) as handle:
-        clock.watch(model)
+        clock.watch(model, fused=options.get("fuse", False))
         synchronize(device)
         begin = time.perf_counter()
         try:
