@@ -19,7 +19,6 @@ from minference.ops._triton import padded_dim
 from minference.ops.estimate.reference import ROWS, MassScores
 from minference.ops.select.reference import offset_slots
 
-SPLITS = 64
 HEADS_AT_ONCE = 4
 GROUPS_AT_MOST = 1 << 13
 LOG2_E = math.log2(math.e)
@@ -58,17 +57,19 @@ def _keys(k_from, k_step, key, real, first, D: tl.constexpr, BLOCK_D: tl.constex
 
 
 @triton.jit
-def _capped(scores, factor, ceiling, SOFTCAP: tl.constexpr):
-    """Scores in units of log2."""
+def _products(a, b, scaling, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
+    """Scores and the factor that takes them to units of log2."""
+    factor, ceiling = scaling
+    scores = tl.dot(a, b, input_precision=PRECISION)
     if SOFTCAP:
-        return ceiling - 2 * ceiling / (tl.exp2(scores * factor) + 1)
-    return scores * factor
+        return ceiling - 2 * ceiling / (tl.exp2(scores * factor) + 1), 1.0
+    return scores, factor
 
 
 @triton.jit
 def _row_sums(
-    q_ptr, k_ptr, lse_ptr, first_ptr, stop_ptr, q_steps, k_steps, q_len, kv_len, rows, factor,
-    ceiling, span, HKV: tl.constexpr, SHARE: tl.constexpr, TAKE: tl.constexpr, D: tl.constexpr,
+    q_ptr, k_ptr, lse_ptr, first_ptr, stop_ptr, q_steps, k_steps, q_len, kv_len, rows, scaling,
+    span, HKV: tl.constexpr, SHARE: tl.constexpr, TAKE: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -83,17 +84,19 @@ def _row_sums(
         TAKE, D, BLOCK_D,
     )  # fmt: skip
     k_from = k_ptr + b.to(tl.int64) * k_steps[0] + kv_head.to(tl.int64) * k_steps[1]
-    peak = tl.full([TAKE * _ROWS], float("-inf"), tl.float32)
+    # finite, so that rows without a key yet need no case of their own
+    peak = tl.full([TAKE * _ROWS], -1e30, tl.float32)
     total = tl.zeros([TAKE * _ROWS], tl.float32)
     end = tl.minimum((split + 1) * span, (real + _BLOCK - 1) // _BLOCK)
     for j in tl.range(split * span, end, num_stages=STAGES):
         key = j * _BLOCK + tl.arange(0, _BLOCK)
         k = _keys(k_from, k_steps[2], key, real, first, D, BLOCK_D)
-        scores = _capped(tl.dot(q, k.T, input_precision=PRECISION), factor, ceiling, SOFTCAP)
-        scores = tl.where(key[None, :] <= pos[:, None], scores, float("-inf"))
-        risen = tl.maximum(peak, tl.max(scores, 1))
-        safe = tl.where(risen == float("-inf"), 0.0, risen)
-        total = total * tl.exp2(peak - safe) + tl.sum(tl.exp2(scores - safe[:, None]), 1)
+        scores, factor = _products(q, k.T, scaling, SOFTCAP, PRECISION)
+        if (j + 2) * _BLOCK > real:
+            scores = tl.where(key[None, :] <= pos[:, None], scores, float("-inf"))
+        risen = tl.maximum(peak, tl.max(scores, 1) * factor)
+        total = total * tl.exp2(peak - risen)
+        total += tl.sum(tl.exp2(scores * factor - risen[:, None]), 1)
         peak = risen
     lse = tl.where(total > 0, peak + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
     line = (b * HKV * SHARE + head).to(tl.int64) * _ROWS + tl.arange(0, TAKE * _ROWS) % _ROWS
@@ -125,39 +128,72 @@ def _tile_counts(first_ptr, stop_ptr, b, kv_len):
 
 
 @triton.jit
-def _block_sums(weights, live, TAKE: tl.constexpr):
-    """Column sums [64, TAKE] of weights [64 keys, TAKE * 64 rows], and the four numbers that give
-    their mass at block offsets, each [TAKE].
+def _block_sums(weights, key, live, TAKE: tl.constexpr):
+    """Column sums [64, TAKE] of weights [64 keys, TAKE * 64 rows], and their mass at the block
+    offsets m - 2 to m + 1 of tile m from the end, [TAKE, 2, 2]. `key` numbers the keys 0 to 63.
 
-    In tile m from the end, key i and row r are 64 m + u apart, u = r - i in [-63, 63]. Of a
-    distance 64 m + u, offset m - 1 gets (64 - u) / 128, m gets 1 / 2 and m + 1 gets u / 128; for
-    u < 0 that is -u / 128 in m - 2, 1 / 2 in m - 1 and (64 + u) / 128 in m.
+    Key i and row r are 64 m + u apart, u = r - i in [-63, 63]. Of a distance 64 m + u, offset m - 1
+    gets (64 - u) / 128, m gets 1 / 2 and m + 1 gets u / 128; for u < 0 that is -u / 128 in m - 2,
+    1 / 2 in m - 1 and (64 + u) / 128 in m.
     """
     weights = tl.reshape(weights, [_BLOCK, TAKE, _ROWS])
-    row = tl.arange(0, _ROWS)
-    key = tl.arange(0, _BLOCK)
-    behind = (key[:, None] - row[None, :]).to(tl.float32)[:, None, :]
-    sums = tl.where(live[:, None], tl.sum(weights, 2), 0.0)
-    low = tl.sum(tl.where(behind > 0, weights, 0.0), 2)
-    low_by = tl.sum(weights * tl.maximum(behind, 0.0), 2)
-    all_by = tl.sum(weights * row.to(tl.float32)[None, None, :], 2)
-    high_by = all_by - key.to(tl.float32)[:, None] * sums + low_by
-    low = tl.where(live[:, None], low, 0.0)
-    low_by = tl.sum(tl.where(live[:, None], low_by, 0.0), 0) / 128
-    high_by = tl.sum(tl.where(live[:, None], high_by, 0.0), 0) / 128
-    high = tl.sum(sums - low, 0) / 2
-    low = tl.sum(low, 0) / 2
-    return sums, low_by, low + high - high_by, high + low - low_by, high_by
+    row = tl.arange(0, _ROWS).to(tl.float32)[None, None, :]
+    sums = tl.sum(weights, 2)
+    behind = tl.maximum(key[:, None, None] - row, 0.0)  # -u where u < 0
+    below = tl.sum(weights * behind, 2)
+    above = tl.sum(weights * row, 2) - key[:, None] * sums + below
+    below /= 128
+    above /= 128
+    half = sums / 2
+    masses = tl.join(tl.join(below, half - below), tl.join(half - above, above))
+    # one sum over the keys for all four: each costs barriers between the warps
+    masses = tl.sum(tl.where(live[:, None, None, None], masses, 0.0), 0)
+    return tl.where(live[:, None], sums, 0.0), masses
+
+
+@triton.jit
+def _line_tile(
+    t, q, pos, lse, k_from, k_step, columns_ptr, tops_ptr, parts_ptr, list_of, inner, bounds,
+    kv_len, tiles, scaling, SHARE: tl.constexpr, TAKE: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, GROUP: tl.constexpr, DIAGONAL: tl.constexpr, SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Column sums, group maxima and offset parts of one run of 64 keys."""
+    GROUPS: tl.constexpr = _BLOCK // GROUP
+    first, real, behind = bounds
+    m = t - behind
+    key = real - (m + 1) * _BLOCK + tl.arange(0, _BLOCK)
+    k = _keys(k_from, k_step, key, real, first, D, BLOCK_D)
+    scores, factor = _products(k, q.T, scaling, SOFTCAP, PRECISION)  # [64 keys, TAKE * 64 rows]
+    weights = tl.exp2(scores * factor - lse[None, :])
+    if DIAGONAL:
+        weights = tl.where(key[:, None] <= pos[None, :], weights, 0.0)
+    live = (key >= 0) & (key < real)
+    # a sum of floats, which the compiler does not lift out of the loop: it would keep a tile of
+    # constants in registers
+    number = key.to(tl.float32) + ((m + 1) * _BLOCK - real).to(tl.float32)
+    sums, masses = _block_sums(weights, number, live, TAKE)
+    sums = tl.where((key < real)[:, None], sums, -1.0)
+    to = columns_ptr + list_of[None, :] * kv_len + key[:, None]
+    mine = inner < SHARE
+    tl.store(to, sums, mask=((key >= 0) & (key < kv_len))[:, None] & mine[None, :])
+    tops = tl.where(live[:, None], sums, -1.0)
+    tops = tl.max(tl.reshape(tops, [GROUPS, GROUP, TAKE]), 1)  # [GROUPS, TAKE]
+    at = (list_of[None, :] * tiles + t) * GROUPS + tl.arange(0, GROUPS)[:, None]
+    tl.store(tops_ptr + at, tops, mask=mine[None, :])
+    pair = tl.arange(0, 2)
+    part = pair[None, :, None] * 2 + pair[None, None, :]
+    at = (list_of[:, None, None] * _PARTS + part) * tiles + m
+    tl.store(parts_ptr + at, masses, mask=(mine & (m >= 0))[:, None, None])
 
 
 @triton.jit
 def _line_sums(
     q_ptr, k_ptr, lse_ptr, columns_ptr, tops_ptr, parts_ptr, first_ptr, stop_ptr, q_steps, k_steps,
-    q_len, kv_len, rows, factor, ceiling, splits, tiles, HKV: tl.constexpr, SHARE: tl.constexpr,
+    q_len, kv_len, rows, scaling, splits, tiles, HKV: tl.constexpr, SHARE: tl.constexpr,
     TAKE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr,
     GROUP: tl.constexpr, STAGES: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    GROUPS: tl.constexpr = _BLOCK // GROUP
     b = tl.program_id(2) // HKV
     kv_head = tl.program_id(2) % HKV
     first, real, behind, end = _tile_counts(first_ptr, stop_ptr, b, kv_len)
@@ -170,32 +206,22 @@ def _line_sums(
     k_from = k_ptr + b.to(tl.int64) * k_steps[0] + kv_head.to(tl.int64) * k_steps[1]
     inner = tl.program_id(1) * TAKE + tl.arange(0, TAKE)
     list_of = (b * HKV * SHARE + kv_head * SHARE + inner).to(tl.int64)
-    span = (end + tl.num_programs(0) - 1) // tl.num_programs(0)
+    bounds = (first, real, behind)
+    if (tl.program_id(0) == 0) & (real > 0):
+        _line_tile(
+            behind, q, pos, lse, k_from, k_steps[2], columns_ptr, tops_ptr, parts_ptr, list_of,
+            inner, bounds, kv_len, tiles, scaling, SHARE, TAKE, D, BLOCK_D, GROUP, True, SOFTCAP,
+            PRECISION,
+        )  # fmt: skip
+    # every other tile
+    span = (end + tl.num_programs(0) - 2) // tl.num_programs(0)
     begin = tl.program_id(0) * span
-    for t in tl.range(begin, tl.minimum(begin + span, end), num_stages=STAGES):
-        m = t - behind
-        key = real - (m + 1) * _BLOCK + tl.arange(0, _BLOCK)
-        k = _keys(k_from, k_steps[2], key, real, first, D, BLOCK_D)
-        scores = tl.dot(k, q.T, input_precision=PRECISION)  # [64 keys, TAKE * 64 rows]
-        scores = _capped(scores, factor, ceiling, SOFTCAP)
-        weights = tl.exp2(scores - lse[None, :])
-        weights = tl.where(key[:, None] <= pos[None, :], weights, 0.0)
-        live = (key >= 0) & (key < real)
-        sums, m0, m1, m2, m3 = _block_sums(weights, live, TAKE)
-        sums = tl.where((key < real)[:, None], sums, -1.0)
-        to = columns_ptr + list_of[None, :] * kv_len + key[:, None]
-        mine = (inner < SHARE)[None, :]
-        tl.store(to, sums, mask=((key >= 0) & (key < kv_len))[:, None] & mine)
-        tops = tl.where(live[:, None], sums, -1.0)
-        tops = tl.max(tl.reshape(tops, [GROUPS, GROUP, TAKE]), 1)  # [GROUPS, TAKE]
-        at = (list_of[None, :] * tiles + t) * GROUPS + tl.arange(0, GROUPS)[:, None]
-        tl.store(tops_ptr + at, tops, mask=mine)
-        part = parts_ptr + list_of * _PARTS * tiles + m
-        known = (inner < SHARE) & (m >= 0)
-        tl.store(part, m0, mask=known)
-        tl.store(part + tiles, m1, mask=known)
-        tl.store(part + 2 * tiles, m2, mask=known)
-        tl.store(part + 3 * tiles, m3, mask=known)
+    for i in tl.range(begin, tl.minimum(begin + span, end - 1), num_stages=STAGES):
+        _line_tile(
+            i + (i >= behind).to(tl.int32), q, pos, lse, k_from, k_steps[2], columns_ptr, tops_ptr,
+            parts_ptr, list_of, inner, bounds, kv_len, tiles, scaling, SHARE, TAKE, D, BLOCK_D,
+            GROUP, False, SOFTCAP, PRECISION,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -221,6 +247,21 @@ def _offset_sums(
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
     mass = offset_mass(parts_ptr + item * _PARTS * tiles, slot, real, tiles)
     tl.store(masses_ptr + item * slots + slot, mass, mask=slot < slots)
+
+
+class EstimateLaunch(NamedTuple):
+    """How the two passes cut their work; programs are those of all KV heads together."""
+
+    row_programs: int
+    row_stages: int
+    line_programs: int
+    line_stages: int
+    line_registers: int | None
+    """Most registers a thread, so that two programs share a multiprocessor."""
+
+
+LAUNCH = EstimateLaunch(256, 2, 256, 2, 128)
+MAX_SPLITS = 32
 
 
 class LineSums(NamedTuple):
@@ -267,25 +308,32 @@ def line_sums(
     share = heads // kv_heads
     exact = q.dtype == torch.float32
     take = 1 if exact else min(HEADS_AT_ONCE, triton.next_power_of_2(share))
-    blocks = -(-kv_len // BLOCK)
-    splits, tiles, group = min(SPLITS, blocks), blocks + 1, _group(kv_len)
-    scaling = (scale * LOG2_E, 0.0)
-    if softcap:
-        scaling = (2 * LOG2_E * scale / softcap, softcap * LOG2_E)
+    bundles = -(-share // take)
+    others = bundles * batch * kv_heads
+    blocks, group = -(-kv_len // BLOCK), _group(kv_len)
+    tiles = blocks + 1
+    splits = max(1, min(blocks, MAX_SPLITS, LAUNCH.row_programs // others))
     sizes = [(ROWS, splits), (kv_len,), (tiles, BLOCK // group), (4, tiles)]
     lse, *left = (
         torch.empty((batch, heads, *x), dtype=torch.float32, device=q.device) for x in sizes
     )
-    given = (tuple(q.stride()[:3]), tuple(k.stride()[:3]), q_len, kv_len, rows, *scaling)
+    scaling = (scale * LOG2_E, 0.0)
+    if softcap:
+        scaling = (2 * LOG2_E * scale / softcap, softcap * LOG2_E)
+    given = (tuple(q.stride()[:3]), tuple(k.stride()[:3]), q_len, kv_len, rows, scaling)
     fixed = {"HKV": kv_heads, "SHARE": share, "TAKE": take, "D": dim, "SOFTCAP": bool(softcap)}
-    fixed |= {"BLOCK_D": padded_dim(dim), "STAGES": 1 if exact else 3}
-    fixed |= {"PRECISION": "ieee" if exact else "tf32", "num_warps": 8 if take == 4 else 4}
-    grid = (splits, -(-share // take), batch * kv_heads)
-    _row_sums[grid](
-        q, k, lse, first, stop, *given, -(-blocks // splits), SPLITS=splits, **fixed
+    fixed |= {"BLOCK_D": padded_dim(dim), "PRECISION": "ieee" if exact else "tf32"}
+    fixed |= {"num_warps": 8 if take == 4 else 4}
+    _row_sums[(splits, bundles, batch * kv_heads)](
+        q, k, lse, first, stop, *given, -(-blocks // splits), SPLITS=splits,
+        STAGES=1 if exact else LAUNCH.row_stages, **fixed,
     )  # fmt: skip
-    _line_sums[grid](
-        q, k, lse, *left, first, stop, *given, splits, tiles, SPLITS=SPLITS, GROUP=group, **fixed
+    programs = max(1, min(tiles, LAUNCH.line_programs // others))
+    _line_sums[(programs, bundles, batch * kv_heads)](
+        q, k, lse, *left, first, stop, *given, splits, tiles,
+        SPLITS=triton.next_power_of_2(splits), GROUP=group,
+        STAGES=1 if exact else LAUNCH.line_stages,
+        maxnreg=None if exact else LAUNCH.line_registers, **fixed,
     )  # fmt: skip
     return LineSums(*left)
 
