@@ -187,8 +187,9 @@ def run(
             for case in cases_of(name, shape, seeds):
                 for impl in impls:
                     try:
-                        resolve_impl(impl, device, shape.dtype, shape.dim)
-                        yield with_speedup(sparse_record(case, shape, qkv, impl), timed)
+                        # "auto" is told by the name of what serves
+                        served = resolve_impl(impl, device, shape.dtype, shape.dim)
+                        yield with_speedup(sparse_record(case, shape, qkv, served), timed)
                     except UnsupportedError as error:
                         yield {"op": "sparse_attention", "impl": impl, "refused": str(error)}
         del qkv
