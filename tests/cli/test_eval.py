@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+from minference.cli import app
 from minference.cli import eval as command
 from minference.eval.runner import Subject
 from minference.testing import tiny_model
 
-RUN = ["tiny", "--tasks", "niah", "--lengths", "1k", "--samples", "2"]
+RUN = ["--tasks", "niah", "--lengths", "1k", "--samples", "2"]
 METHODS = ["--methods", "dense,a_shape:sink=8,local=64"]
 
 
@@ -26,10 +27,17 @@ class Bytes:
 
 
 @pytest.fixture(autouse=True)
-def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model("qwen3")
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the models that were loaded."""
+    model, names = tiny_model("qwen3"), []
     model.set_attn_implementation("sdpa")
-    monkeypatch.setattr(command, "_load", lambda name, device: Subject(name, model, Bytes()))
+
+    def load(name: str, device: str | None) -> Subject:
+        names.append(name)
+        return Subject(name, model, Bytes())
+
+    monkeypatch.setattr(command, "_load", load)
+    return names
 
 
 def test_run_then_report_print_the_same_table(tmp_path: Path) -> None:
@@ -49,15 +57,83 @@ def test_json_and_progress(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("words", "model"),
     [
-        (["--tasks", "nia"], "niah"),
-        (["--methods", "dens"], "dense"),
-        (["--placement", "front"], "spread"),
-        (["--split", "train"], "heldout"),
+        ([], "models/needle"),
+        (["run"], "models/needle"),
+        (["tiny"], "tiny"),
+        (["run", "tiny"], "tiny"),
     ],
 )
-def test_unknown_names_list_the_valid_ones(options: list[str], message: str) -> None:
+def test_run_and_the_shipped_model_go_without_saying(
+    words: list[str], model: str, loaded: list[str], tmp_path: Path
+) -> None:
+    options = [*RUN, "--methods", "dense", "-o", str(tmp_path), "--json"]
+    result = CliRunner().invoke(app, ["eval", *words, *options])
+    assert result.exit_code == 0, result.output
+    assert loaded == [model]
+    (score,) = json.loads(result.stdout)["scores"]
+    assert (score["total"], score["recall"]) == (2, 1.0)
+
+
+def test_help_lists_the_commands() -> None:
+    shown = CliRunner().invoke(command.app, ["--help"])
+    assert shown.exit_code == 0
+    assert "report" in shown.output
+    assert "--depths" in CliRunner().invoke(command.app, ["run", "--help"]).output
+
+
+def test_the_default_model_is_missed_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="'models/needle' of the repository is not here"):
+        command._load(command.DEFAULT_MODEL, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "nia"], "did you mean 'niah'? valid names are common_words, "),
+        (["--methods", "dens"], "did you mean 'dense'?"),
+        (["--methods", "a_shape:locl=3"], "did you mean 'local'?"),
+        (["--placement", "front"], "end, spread"),
+        (["--split", "train"], "dev, heldout"),
+        (["--lengths", "4.5k"], "16384, 16k or 1m"),
+        (["--samples", "0"], "samples must be at least 1"),
+        (["--depths", "0"], "depths must be at least 1"),
+    ],
+)
+def test_bad_input_is_named_before_the_model_is_loaded(
+    options: list[str], message: str, loaded: list[str]
+) -> None:
     result = CliRunner().invoke(command.app, [*RUN, *options])
     assert isinstance(result.exception, ValueError)
     assert message in str(result.exception)
+    assert loaded == []
+
+
+def test_a_refused_value_is_named_before_any_prompt(tmp_path: Path) -> None:
+    options = [*RUN, "--methods", "dense,a_shape:local=-1", "-o", str(tmp_path)]
+    result = CliRunner().invoke(command.app, options)
+    assert isinstance(result.exception, ValueError)
+    assert "local" in str(result.exception)
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_a_broken_file_is_reported_and_mended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = [*RUN, *METHODS, "--quiet", "-o", str(tmp_path)]
+    first = CliRunner().invoke(command.app, options)
+    path = tmp_path / "samples.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], "{ not json\n", *lines[3:-1], lines[-1][:20]]))
+    shown = CliRunner().invoke(command.app, ["report", str(tmp_path)])
+    assert shown.exit_code == 0
+    assert "line 3 cannot be read" in caplog.text
+    again = CliRunner().invoke(command.app, options)
+    without_times = [t.rsplit("|", 2)[0] for t in first.stdout.splitlines()]
+    assert [t.rsplit("|", 2)[0] for t in again.stdout.splitlines()] == without_times
+    assert (tmp_path / "samples.jsonl.broken").read_text() == lines[-1][:20] + "\n"

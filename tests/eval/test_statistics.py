@@ -32,13 +32,14 @@ def test_scores_gather_densities_by_layer() -> None:
     lines = [
         {"record": "question", **base, "index": 0, "correct": 1},
         {"record": "question", **base, "index": 1, "correct": 0},
+        {"record": "prefill", **base, "seconds": 9.0, "density": [0.1, 0.1], "recall": [0, 0]},
         {"record": "prefill", **base, "seconds": 2.0, "density": [1.0, 0.5], "recall": [1, 0.8]},
-        {"record": "prefill", **base, "seconds": 1.0, "density": [1.0, 0.0]},
+        {"record": "prefill", **base, "seed": 1, "seconds": 1.0, "density": [1.0, 0.0]},
     ]
     score = scores(lines)["t", 1, "end"]["m"]
     assert (score.accuracy, score.total, score.prompts) == (0.5, 2, 1)
     assert score.layers == (1.0, 0.25)
     assert score.density == pytest.approx(0.625)
-    # a prefill written before recall was measured says nothing about it
+    # of a prompt asked twice the last prefill counts, and one without recall says nothing of it
     assert score.recalls == (1.0, 0.8)
     assert score.recall == pytest.approx(0.9)

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from minference.eval.statistics import last_prefills
+
 Record = dict[str, Any]
 _CELL = ("task", "length", "placement", "split", "questions", "method")
 _BY_LAYER = ("density", "recall", "recall_min", "output_error")
@@ -25,12 +27,14 @@ def pack(records: Iterable[Mapping[str, Any]]) -> list[Record]:
     runs: list[Record] = []
     questions: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     prefills: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
-    for record in records:
+    lines = list(records)
+    for record in lines:
         if record["record"] == "run":
             runs.append(dict(record))
-        elif record["record"] in ("question", "prefill"):
-            kind = questions if record["record"] == "question" else prefills
-            kind[tuple(record[name] for name in _CELL)].append(record)
+        elif record["record"] == "question":
+            questions[tuple(record[name] for name in _CELL)].append(record)
+    for record in last_prefills(lines):
+        prefills[tuple(record[name] for name in _CELL)].append(record)
     return runs + [_line(cell, own, prefills[cell]) for cell, own in questions.items()]
 
 

@@ -77,10 +77,12 @@ def run_cells(
         workers: processes that write prompts ahead of the model; 0 writes them in turn.
 
     Raises:
-        ValueError: the folder holds results of another model.
+        ValueError: the folder holds results of another model, or a method refuses its options.
     """
     records = Records.open(folder)
     _check_same_model(records, subject.name)
+    for spec in specs:
+        build_method(spec, subject.model.config)  # what it refuses is said before any work
     todo = [(cell, seed) for cell in cells for seed in range(cell.prompts)]
     done = records.done()
     work = [
@@ -146,7 +148,10 @@ def _lines(
     base = _base(cell, sample.seed, method)
     lines: list[Record] = []
     for reading in readings:
+        # one that answers a single question has its number
+        alone = reading.outcomes[0].index if len(reading.outcomes) == 1 else None
         measured = {
+            "index": alone,
             "tokens": reading.tokens,
             "seconds": round(reading.seconds, 4),
             **asdict(reading.layers),

@@ -77,13 +77,22 @@ def answers_by_cell(records: Iterable[Mapping[str, Any]]) -> dict[CellKey, dict[
     return {cell: dict(methods) for cell, methods in cells.items()}
 
 
+def last_prefills(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The prefills, each once: a prompt that was asked again counts by its last."""
+    found = {
+        (*cell_key(record), record["method"], record["seed"], record.get("index")): record
+        for record in records
+        if record["record"] == "prefill"
+    }
+    return list(found.values())
+
+
 def scores(records: Iterable[Mapping[str, Any]]) -> dict[CellKey, dict[str, Score]]:
     """Scores by cell and method, with the densities and times of the prefills."""
     lines = list(records)
     prefills: dict[tuple[CellKey, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for record in lines:
-        if record["record"] == "prefill":
-            prefills[cell_key(record), record["method"]].append(record)
+    for record in last_prefills(lines):
+        prefills[cell_key(record), record["method"]].append(record)
     return {
         cell: {
             method: _score(answers, prefills[cell, method]) for method, answers in methods.items()

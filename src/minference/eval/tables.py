@@ -34,7 +34,7 @@ def markdown_table(records: Iterable[Mapping[str, Any]]) -> str:
     rows = [_HEAD]
     for (task, length, placement), methods in sorted(scores(lines).items()):
         own = answers[task, length, placement]
-        for method, score in methods.items():
+        for method, score in sorted(methods.items(), key=lambda own: own[0] != BASELINE):
             asked = f"{score.total} on {score.prompts} prompts, {placement}"
             cells = (task, str(length), asked, f"`{method}`", *_measured(score, method, own))
             rows.append(f"| {' | '.join(cells)} |")

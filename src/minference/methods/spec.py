@@ -31,16 +31,18 @@ def parse_method(text: str) -> MethodSpec:
     """Reads `name` or `name:key=value,key=value`.
 
     Raises:
-        ValueError: an unknown method, or an option that is not `key=value`.
+        ValueError: an unknown method, an option that it does not have or that is not `key=value`.
     """
     text = text.strip()
     name, _, rest = text.partition(":")
-    get_method(name)
+    valid = _options(get_method(name))
     options = []
     for piece in filter(None, rest.split(",")):
         key, equals, value = (part.strip() for part in piece.partition("="))
         if not equals or not key or not value:
             raise ValueError(f"option {piece!r} of method {name!r} must read key=value")
+        if key not in valid:
+            raise unknown_name(f"option of {name!r}", key, valid)
         options.append((key, value))
     return MethodSpec(text, name, tuple(options))
 
@@ -79,15 +81,12 @@ def build_method(spec: MethodSpec, config: Any) -> Method:  # noqa: ANN401
         config: configuration of the transformers model.
 
     Raises:
-        ValueError: an option that the method does not have, or a value that it refuses.
+        ValueError: a value that the method refuses, or patterns and budgets as numbers.
     """
     cls = get_method(spec.name)
-    known = {field.name for field in fields(cls)} - {*_INTERNAL}
-    valid = known | ({*_BUDGETS} if "patterns" in known else set())
+    known = _options(cls)
     options: dict[str, Any] = {}
     for key, value in spec.options:
-        if key not in valid:
-            raise unknown_name(f"option of {spec.name!r}", key, valid)
         options[key] = HeadPatterns.from_pretrained(value) if key == "patterns" else _value(value)
     if "patterns" not in known:
         return cls(**options)
@@ -101,6 +100,12 @@ def build_method(spec: MethodSpec, config: Any) -> Method:  # noqa: ANN401
     if "budget_length" in known and not budgets:
         options.setdefault("budget_length", PUBLISHED_LENGTH)
     return cls(**options)
+
+
+def _options(cls: type[Method]) -> set[str]:
+    """What a specification may say of a method: its fields, and budgets where it takes patterns."""
+    known = {field.name for field in fields(cls)} - {*_INTERNAL}
+    return known | {*_BUDGETS} if "patterns" in known else known
 
 
 def fitting_patterns(config: Any) -> HeadPatterns:  # noqa: ANN401
