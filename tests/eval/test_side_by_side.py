@@ -48,7 +48,7 @@ def test_answers_are_those_of_generate(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(" \n", "prompt is empty"), ("a" * 4095, "4096 tokens.* takes 4096")]
+    ("text", "message"), [(" \n", "prompt is empty"), ("a" * 4095, "4097 tokens.* takes 4096")]
 )
 def test_bad_prompts_are_named(subject: Subject, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 # command -> the module that holds a typer app named `app`
 COMMANDS = {
     "bench": "minference.cli.bench",
+    "demo": "minference.cli.demo",
     "env": "minference.cli.env",
     "eval": "minference.cli.eval",
     "inspect": "minference.cli.inspect",

@@ -69,7 +69,11 @@ def hidden_fact(subject: Subject, tokens: int, seed: int = 0, depth: float | Non
         tokens: length of the prompt, without a token that starts every sequence.
         seed: facts, prose and, unless `depth` is given, their places.
         depth: share of the text before the fact that is asked for.
+
+    Raises:
+        ValueError: more tokens than the model takes, or too few for the facts.
     """
+    _check_length(subject, tokens)
     sample = make_sample("multikey", tokens, seed, depth=depth, measure=subject.measure())
     return Prompt(sample.text(0), sample.questions[0].answer)
 
@@ -88,9 +92,7 @@ def encode(subject: Subject, text: str, room: int = 0) -> Tensor:
     if not text.strip():
         raise ValueError("the prompt is empty; give some text that ends where the answer begins")
     ids = subject.tokenizer(text, return_tensors="pt").input_ids.to(subject.model.device)
-    limit = getattr(subject.model.config, "max_position_embeddings", None)
-    if limit is not None and ids.shape[1] + room > limit:
-        raise ValueError(f"the prompt has {ids.shape[1]} tokens, the model takes {limit}; cut it")
+    _check_length(subject, ids.shape[1] + room)
     return ids
 
 
@@ -130,6 +132,14 @@ def compare(dense: Answer, sparse: Answer) -> dict[str, Any]:
         "same_answer": dense.text == sparse.text,
         "max_logit_difference": float((dense.logits - sparse.logits).abs().max()),
     }
+
+
+def _check_length(subject: Subject, tokens: int) -> None:
+    limit = getattr(subject.model.config, "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise ValueError(
+            f"prompt and answer have {tokens} tokens, the model takes {limit}; shorten the prompt"
+        )
 
 
 def _answer(subject: Subject, ids: Tensor, max_new_tokens: int) -> Answer:

@@ -1,0 +1,1 @@
+"""The page of `minference demo`: a prompt answered dense and sparse, side by side."""
