@@ -8,7 +8,7 @@ from torch import Tensor
 from minference.index import SparseIndex
 from minference.methods.base import Context, Method
 from minference.ops.build import assemble
-from minference.ops.groups.api import grouped_blocks
+from minference.ops.groups.api import grouped_blocks, guard_blocks
 from minference.ops.groups.plan import MIN_FLOOR, Plan
 
 
@@ -23,6 +23,9 @@ class Grouped(Method):
         floor: candidate blocks that every group scores exactly, and
         share: more of them, as a share of the blocks that it can see.
         cap: most candidate blocks.
+        target: groups in which a row that was not sampled keeps less than this share of its
+            attention get all their candidates, and if that is not enough every block; 0 for no
+            such guard.
     """
 
     name: ClassVar[str] = "grouped"
@@ -32,6 +35,7 @@ class Grouped(Method):
     floor: int = 48
     share: float = 0.1
     cap: int = 256
+    target: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,6 +43,8 @@ class Grouped(Method):
             raise ValueError(f"mass must be a share in (0, 1], got {self.mass}")
         if not 0 <= self.share <= 1:
             raise ValueError(f"share must be in [0, 1], got {self.share}")
+        if not 0 <= self.target <= 1:
+            raise ValueError(f"target must be a share in [0, 1], got {self.target}")
         if self.rows < 1:
             raise ValueError(f"rows must be at least 1 row a group, got {self.rows}")
         if self.cell not in (1, 2, 4, 8, 16, 32, 64):
@@ -58,13 +64,9 @@ class Grouped(Method):
             cap=self.cap,
             mass=self.mass,
         )
-        lists = grouped_blocks(
-            q,
-            k,
-            context.layout,
-            plan,
-            scale=context.scale,
-            softcap=context.softcap,
-            impl=context.impl,
-        )
-        return assemble(context.layout, k.shape[1], blocks=lists, group_tiles=1)
+        layout = context.layout
+        how = {"scale": context.scale, "softcap": context.softcap, "impl": context.impl}
+        lists, candidates = grouped_blocks(q, k, layout, plan, **how)
+        if self.target:
+            lists = guard_blocks(q, k, lists, candidates, layout, target=self.target, **how).lists
+        return assemble(layout, k.shape[1], blocks=lists, group_tiles=1)

@@ -7,11 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minference.errors import UnsupportedError
-from minference.index import Ragged
+from minference.index import TILE, Ragged
 from minference.ops._dispatch import resolve_impl
 from minference.ops.build import Layout
 from minference.ops.checks import check_qkv
-from minference.ops.groups.plan import Plan, list_room
+from minference.ops.groups.guard import Guarded, guard, kept_share, stride_of
+from minference.ops.groups.plan import Plan, group_count, list_room
 
 
 def grouped_blocks(
@@ -23,7 +24,7 @@ def grouped_blocks(
     scale: float | None = None,
     softcap: float = 0.0,
     impl: str = "auto",
-) -> Ragged:
+) -> tuple[Ragged, Ragged]:
     """Block entries of every query tile of the chunk, one list for the heads of a KV head.
 
     Args:
@@ -34,11 +35,13 @@ def grouped_blocks(
         scale: factor of the scores; D ** -0.5 unless given.
         softcap: as in `sparse_attention`.
         impl: as in `sparse_attention`; "hopper" means the Triton estimate.
+
+    Returns:
+        The lists, and the candidates of every group of 4 tiles that they were chosen from.
     """
     check_qkv(q, k)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    name = resolve_impl(impl, q.device, q.dtype, q.shape[-1])
-    name = "triton" if name == "hopper" else name
+    name = _name(impl, q)
     if name == "triton" and plan.rows & (plan.rows - 1):
         raise UnsupportedError(
             f"the Triton estimate takes a power of two of rows, got {plan.rows}; use impl='torch'"
@@ -46,7 +49,78 @@ def grouped_blocks(
     knobs = [plan.mass, plan.share]
     sizes = [layout.q_len, layout.kv_len, plan.rows, plan.cell, plan.sum_cell, plan.floor, plan.cap]
     lists = _grouped_blocks(q, k, layout.first, layout.stop, sizes, knobs, scale, softcap, name)
-    return Ragged(*lists)
+    return Ragged(*lists[:3]), Ragged(*lists[3:])
+
+
+def guard_blocks(
+    q: Float[Tensor, "B H L D"],
+    k: Float[Tensor, "B Hkv N D"],
+    lists: Ragged,
+    candidates: Ragged,
+    layout: Layout,
+    *,
+    target: float,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    impl: str = "auto",
+) -> Guarded:
+    """What `grouped_blocks` gave, with all candidates or every block where a row that it did not
+    see keeps less than `target` of its attention; arguments as there."""
+    check_qkv(q, k)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    parts = [x for r in (lists, candidates) for x in (r.values, r.start, r.count)]
+    sizes = [layout.q_len, layout.kv_len]
+    bounds = (layout.first, layout.stop)
+    name = _name(impl, q)
+    *kept, recall, level = _guard_blocks(q, k, parts, *bounds, sizes, target, scale, softcap, name)
+    return Guarded(Ragged(*kept), recall, level)
+
+
+def _name(impl: str, q: Tensor) -> str:
+    name = resolve_impl(impl, q.device, q.dtype, q.shape[-1])
+    return "triton" if name == "hopper" else name
+
+
+@torch.library.custom_op("minference::guard_blocks", mutates_args=())
+def _guard_blocks(
+    q: Tensor,
+    k: Tensor,
+    parts: list[Tensor],
+    first: Tensor,
+    stop: Tensor,
+    sizes: list[int],
+    target: float,
+    scale: float,
+    softcap: float,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    layout = Layout(first, stop, *sizes)
+    if impl == "triton":
+        from minference.ops.groups.triton_guard import GuardSums
+
+        recall = GuardSums(q, k, layout, scale=scale, softcap=softcap)
+    else:
+
+        def recall(lists: Ragged, tiles: int) -> Tensor:
+            return kept_share(q, k, lists, tiles, layout, scale=scale, softcap=softcap)
+
+    done = guard(Ragged(*parts[:3]), Ragged(*parts[3:]), layout, recall, target)
+    return done.lists.values, done.lists.start, done.lists.count, done.recall, done.level
+
+
+@_guard_blocks.register_fake
+def _(q, k, parts, first, stop, sizes, target, scale, softcap, impl):  # noqa: ANN001, ANN202
+    layout = Layout(first, stop, *sizes)
+    room = parts[0].numel() + parts[3].numel() + 2 * -(-layout.kv_len // TILE)
+    slots = -(-group_count(layout) // stride_of(layout))
+    recall = q.new_empty((*parts[1].shape[:2], slots), dtype=torch.float32)
+    return (
+        parts[0].new_empty(room),
+        torch.empty_like(parts[1]),
+        torch.empty_like(parts[2]),
+        recall,
+        recall.to(torch.int64),
+    )
 
 
 @torch.library.custom_op("minference::grouped_blocks", mutates_args=())
@@ -60,7 +134,7 @@ def _grouped_blocks(
     scale: float,
     softcap: float,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q_len, kv_len, rows, cell, sum_cell, floor, cap = sizes
     layout = Layout(first, stop, q_len, kv_len)
     plan = Plan(rows, cell, sum_cell, floor, knobs[1], cap, knobs[0])
@@ -71,17 +145,21 @@ def _grouped_blocks(
             from minference.ops.groups import torch_cpu as module
         case _:
             from minference.ops.groups import triton as module
-    lists = module.grouped_blocks(q, k, layout, plan, scale=scale, softcap=softcap)
-    return lists.values, lists.start, lists.count
+    made = module.grouped_blocks(q, k, layout, plan, scale=scale, softcap=softcap)
+    (lists, found) = made
+    return (lists.values, lists.start, lists.count, found.values, found.start, found.count)
 
 
 @_grouped_blocks.register_fake
 def _(q, k, first, stop, sizes, knobs, scale, softcap, impl):  # noqa: ANN001, ANN202
     layout = Layout(first, stop, sizes[0], sizes[1])
-    shape = (len(first), k.shape[1], layout.chunk_tiles)
     room = list_room(layout, sizes[6])
-    return (
-        q.new_empty(shape[0] * shape[1] * shape[2] * room, dtype=torch.int32),
-        q.new_empty(shape, dtype=torch.int64),
-        q.new_empty(shape, dtype=torch.int32),
-    )
+    fakes = []
+    for lists in (layout.chunk_tiles, group_count(layout)):
+        shape = (len(first), k.shape[1], lists)
+        fakes += [
+            q.new_empty(math.prod(shape) * room, dtype=torch.int32),
+            q.new_empty(shape, dtype=torch.int64),
+            q.new_empty(shape, dtype=torch.int32),
+        ]
+    return tuple(fakes)

@@ -19,10 +19,11 @@ def grouped_blocks(
     *,
     scale: float,
     softcap: float = 0.0,
-) -> Ragged:
-    """Block lists of every query tile of the chunk, one for the query heads of a KV head."""
+) -> tuple[Ragged, Ragged]:
+    """Block lists of every query tile of the chunk, and candidates of every group; one list for
+    the query heads of a KV head."""
     keys = real_keys(k, layout)
-    flags = []
+    flags, found = [], []
     for group in range(group_count(layout)):
         rows, positions, tiles = sampled_rows(q, k.shape[1], layout, group, plan.rows)
         scores = row_scores(rows, keys, scale, softcap)
@@ -34,7 +35,10 @@ def grouped_blocks(
         candidates = choose_candidates(ratings, positions, layout, plan)
         masses = tile_masses(scores, positions, tiles, candidates)
         flags.append(keep_blocks(masses, candidates, tiles, plan.mass))
-    return tile_lists(torch.stack(flags, dim=2), layout, list_room(layout, plan.cap))
+        found.append(candidates)
+    room = list_room(layout, plan.cap)
+    lists = tile_lists(torch.stack(flags, dim=2), layout, room)
+    return lists, _entries(torch.stack(found, dim=2), room)
 
 
 def real_keys(k: Tensor, layout: Layout) -> Float[Tensor, "B Hkv N D"]:
@@ -185,6 +189,11 @@ def tile_lists(flags: Bool[Tensor, "B Hkv G tiles blocks"], layout: Layout, room
     real = (layout.stop - layout.first)[:, None, None, None]
     there = (block * BLOCK < real) & (own * BLOCK < real)
     flags = (flags | (block == 0) | (block >= own - 1)) & (block <= own + 1) & there
-    rows = torch.where(flags, block, flags.shape[3]).sort(dim=-1).values
-    rows = torch.nn.functional.pad(rows[..., :room], (0, max(0, room - rows.shape[3])))
+    return _entries(flags, room)
+
+
+def _entries(flags: Bool[Tensor, "B Hkv lists blocks"], room: int) -> Ragged:
+    block = torch.arange(flags.shape[3], device=flags.device)
+    rows = torch.where(flags, block, flags.shape[3]).sort(dim=-1).values[..., :room]
+    rows = torch.nn.functional.pad(rows, (0, room - rows.shape[3]))
     return Ragged.from_rows(rows * 4 + 3, flags.sum(dim=-1))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minference.index import BLOCK, TILE, Ragged
 from minference.ops.build import Layout
-from minference.ops.groups.plan import GROUP_TILES, Plan, list_room
+from minference.ops.groups.plan import GROUP_TILES, Plan, group_count, list_room
 
 _SIZE = GROUP_TILES * TILE
 
@@ -22,13 +22,15 @@ def grouped_blocks(
     *,
     scale: float,
     softcap: float = 0.0,
-) -> Ragged:
-    """Block lists of every query tile, one for the query heads of a KV head. Reads the layout on
-    the host."""
+) -> tuple[Ragged, Ragged]:
+    """Block lists of every query tile, and candidates of every group; one list for the query heads
+    of a KV head. Reads the layout on the host."""
     room = list_room(layout, plan.cap)
     shape = (layout.batch, k.shape[1], layout.chunk_tiles)
     values = torch.zeros(*shape, room, dtype=torch.int32, device=q.device)
     count = torch.zeros(shape, dtype=torch.int32, device=q.device)
+    found = values.new_zeros(*shape[:2], group_count(layout), room)
+    number = count.new_zeros(found.shape[:3])
     for b in range(layout.batch):
         first, stop = int(layout.first[b]), int(layout.stop[b])
         begin = layout.kv_len - layout.q_len - first
@@ -41,6 +43,9 @@ def grouped_blocks(
             rows = q[b, :, at - begin].float().unflatten(0, (k.shape[1], -1)) * scale
             ratings = _ratings(rows, cells, wide, at, span, plan, softcap)
             places = _candidates(ratings, span, plan)
+            group = start // _SIZE - low // _SIZE
+            found[b, :, group, : places.shape[1]] = places.to(torch.int32) * 4 + 3
+            number[b, :, group] = places.shape[1]
             masses = _masses(rows, keys, at, places, softcap)
             flags = _keep(masses, places, start // TILE, plan.mass)
             for part in range(GROUP_TILES):
@@ -48,7 +53,7 @@ def grouped_blocks(
                 if slot >= 0 and start + part * TILE < span.stop:
                     _write(values[b, :, slot], count[b, :, slot], flags[:, part], places)
     begin = torch.arange(count.numel(), device=q.device).view(shape) * room
-    return Ragged(values.view(-1), begin, count)
+    return Ragged(values.view(-1), begin, count), Ragged.from_rows(found, number)
 
 
 def _spread(span: range, rows: int) -> list[int]:

@@ -370,9 +370,9 @@ def grouped_blocks(
     *,
     scale: float,
     softcap: float = 0.0,
-) -> Ragged:
-    """Block lists of every query tile, one for the query heads of a KV head, as the reference
-    defines them."""
+) -> tuple[Ragged, Ragged]:
+    """Block lists of every query tile and candidates of every group, as the reference defines
+    them."""
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     batch, heads, q_len, dim = q.shape
     kv_heads, kv_len = k.shape[1:3]
@@ -392,8 +392,8 @@ def grouped_blocks(
     ratings = torch.empty((items, step, bundles, blocks), device=device)
     scratch = torch.empty((items, step, bundles, cap, take * plan.rows), device=device)
     masses = torch.empty((items, step, bundles, GROUP_TILES, cap), device=device)
-    places = values.new_empty((items, step, cap))
-    count = values.new_empty((items, step))
+    found = values.new_empty((batch, kv_heads, groups, cap))
+    number = kept.new_zeros((batch, kv_heads, groups))
     scaling = (scale * LOG2_E, 0.0)
     if softcap:
         scaling = (2 * LOG2_E * scale / softcap, softcap * LOG2_E)
@@ -403,6 +403,7 @@ def grouped_blocks(
     own |= {"PRECISION": "ieee" if exact else "tf32", "STAGES": 1 if exact else 3}
     for group in range(0, groups, step):
         n = min(step, groups - group)
+        places, count = values.new_empty((items, n, cap)), kept.new_empty((items, n))
         _rate_blocks[(n, bundles, items)](
             q, wide, cells, ratings, *bounds, tuple(q.stride()[:3]), q_len, kv_len, wide.shape[2],
             cells.shape[2], blocks, group, *scaling, SUM_CELL=plan.sum_cell, CELL=plan.cell,
@@ -423,7 +424,9 @@ def grouped_blocks(
             total = some.view(items, n, bundles, -1).sum(dim=2)
         _keep_blocks[(n, items)](
             places, count, total, values, kept, *bounds, q_len, kv_len, group, tiles, plan.mass,
-            HKV=kv_heads, CAP=cap, SOME=32, num_warps=4,
+            HKV=kv_heads, CAP=cap, SOME=16, num_warps=8,
         )  # fmt: skip
-    start = torch.arange(items * tiles, device=device).view(kept.shape) * cap
-    return Ragged(values, start, kept)
+        found[:, :, group : group + n] = places.view(batch, kv_heads, n, cap) * 4 + 3
+        number[:, :, group : group + n] = count.view(batch, kv_heads, n)
+    rows = torch.arange(items * tiles, device=device).view(kept.shape) * cap
+    return Ragged(values, rows, kept), Ragged.from_rows(found, number)
