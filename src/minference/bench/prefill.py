@@ -122,7 +122,9 @@ def planting(shape: ModelShape, length: int, device: torch.device, dtype: torch.
 
 def _linear(model: PreTrainedModel, *, fused: bool) -> list[nn.Module]:
     """The linear layers; of compiled MLPs the whole, as a hook inside would break their graph."""
-    whole = [x for name, x in model.named_modules() if name.endswith(".mlp")] if fused else []
+    whole: list[nn.Module] = []
+    if fused:
+        whole = [part for name, part in model.named_modules() if name.endswith(".mlp")]
     inside = {part for mlp in whole for part in mlp.modules()}
     return whole + [x for x in model.modules() if isinstance(x, nn.Linear) and x not in inside]
 
