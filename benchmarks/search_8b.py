@@ -20,6 +20,7 @@ from minference.bench.records import Recorder
 from minference.bench.shapes import SHAPES, shape_of
 from minference.lengths import parse_length
 from minference.search.search import Settings, search
+from minference.search.space import SPACES
 from minference.testing import default_device
 
 
@@ -62,7 +63,7 @@ def main() -> None:
             record: dict[str, object] = {"op": "search", "model": options.model, "recall": recall}
             record |= {"layers": shape.layers, "heads": shape.heads, "kv_heads": shape.kv_heads}
             record |= {"length": options.length, "space": space, "rows": options.rows}
-            record |= {"candidates": len(settings.candidates()), "dtype": options.dtype}
+            record |= {"candidates": len(SPACES[space]), "dtype": options.dtype}
             record |= {"seconds": round(seconds, 3), "build_seconds": round(built, 3)}
             record["first_layer_seconds"] = round(layer_ends[0] - began, 3)
             record["peak_bytes"] = torch.cuda.max_memory_allocated(device) if gpu else None

@@ -1,97 +1,208 @@
-"""What search brings: the searched table beside tables of one kind and the uniform one, all at the
-same cost, by kept mass and output score on held-out prompts.
+"""What search brings: searched tables beside tables of one kind and the uniform one, at the same
+kernel cost, by kept mass and output score on held-out prompts.
 
-python benchmarks/search_ablation.py --out benchmarks/results/search_ablation.jsonl
+python benchmarks/search_ablation.py --length 32k --tables out/tables \
+  --out benchmarks/results/search_ablation.jsonl
+
+A table of one kind is searched too: each head has the best candidate of that kind. Records hold the
+difference of each table to the searched one of the same objective, with its standard error over the
+held-out prompts, and the time of a layer where there is a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minference.bench.records import Recorder
-from minference.cli.subject import load
+from minference.bench.timing import measure
 from minference.eval.tasks import make_sample
+from minference.integrations.transformers.load import load
 from minference.lengths import parse_length
 from minference.methods.base import Context
+from minference.methods.minference import MInference
+from minference.ops.attention.api import sparse_attention
 from minference.patterns import AShape, BlockSparse, Pattern, VerticalSlash
-from minference.search.score import OBJECTIVES, Call, LayerScorer
-from minference.search.search import Settings, observe_layers, search
-from minference.search.space import BASIS, TARGET, equalised
+from minference.search.cost import CostModel
+from minference.search.found import Found, choose
+from minference.search.progress import Scores
+from minference.search.score import OBJECTIVES, Call, LayerScorer, score_layer
+from minference.search.search import Settings, cost_of, observe_layers
+from minference.search.space import BASIS, TARGET, equalised, served
 
-SEARCH_SEED, HELD_OUT_SEED = 1000, 0
-Rows = list[list[Pattern]]
+KINDS: dict[str, type] = {
+    "a_shape": AShape,
+    "vertical_slash": VerticalSlash,
+    "block_sparse": BlockSparse,
+}
+UNIFORM = VerticalSlash(1000, 6096)
 
 
 def main() -> None:
-    """Searches on its own seeds, then scores every table on the others."""
+    """Searches on prompts of the development split, then scores every table on held-out ones."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", default="models/needle")
     given.add_argument("--length", type=parse_length, default=8192)
-    given.add_argument("--tasks", nargs="+", default=["key_value", "multikey"])
+    given.add_argument(
+        "--tasks",
+        nargs="+",
+        default=["single", "multikey", "key_value", "multivalue", "needle_lines"],
+    )
+    given.add_argument("--samples", type=int, default=2, help="search prompts of each task")
+    given.add_argument("--held-out", type=int, default=4, help="held-out prompts of each task")
+    given.add_argument("--seed", type=int, default=0, help="first seed of the search prompts")
     given.add_argument("--space", default="wide")
     given.add_argument("--rows", type=int, default=64)
+    given.add_argument("--cost", default="auto")
+    given.add_argument("--tables", type=Path, default=None, help="folder to write the tables to")
     given.add_argument("--out", type=Path, default=None)
     options = given.parse_args()
     llm, tokenizer = load(options.model)
 
-    def prompts(seed: int) -> list[Tensor]:
-        texts = [make_sample(task, options.length, seed).text(0) for task in options.tasks]
-        return [tokenizer(text, return_tensors="pt").input_ids for text in texts]
-
-    settings = Settings(space=options.space, rows=options.rows)
-    found = search(llm, prompts(SEARCH_SEED), settings)
-    cost = settings.cost.row_cost(TARGET, BASIS)
-    (uniform,) = equalised([VerticalSlash(1000, 6096)], cost, settings.cost)
-    layers, heads = found.patterns.shape
-    tables: dict[str, list[Rows]] = {
-        "searched": [[list(row) for row in found.patterns.patterns]],
-        "uniform": [[[uniform] * heads for _ in range(layers)]],
-    }
-    for name, kind in (
-        ("a_shape", AShape),
-        ("vertical_slash", VerticalSlash),
-        ("block_sparse", BlockSparse),
-    ):
-        tables[name] = [
-            [[one] * heads for _ in range(layers)]
-            for one in settings.candidates()
-            if isinstance(one, kind)
+    def prompts(split: str, seed: int, count: int) -> list[Tensor]:
+        return [
+            tokenizer(
+                make_sample(task, options.length, seed + n, split).text(0),  # type: ignore[arg-type]
+                return_tensors="pt",
+            ).input_ids
+            for task in options.tasks
+            for n in range(count)
         ]
+
+    settings = Settings(space=options.space, rows=options.rows, cost=options.cost)
+    cost = cost_of(llm, settings)
+    candidates = settings.candidates(cost, options.length)
+    target = cost.row_cost(TARGET, BASIS)
+    (uniform,) = equalised([UNIFORM], target, cost, options.length)
+    found = search_tables(
+        llm,
+        prompts("dev", options.seed, options.samples),
+        (*candidates, uniform),
+        settings,
+        cost,
+        options.model,
+    )
+    held_out = prompts("heldout", 0, options.held_out)
+    scored = {name: scores_of(llm, held_out, own, settings.rows) for name, own in found.items()}
+    times = layer_times(llm, held_out[0], found)
     recorder = Recorder(options.out)
-    # of the tables of one kind the best on the held-out prompts counts, in their favour
-    for name, members in tables.items():
-        best = dict.fromkeys(OBJECTIVES, 0.0)
-        for rows in members:
-            for objective, value in mean_scores(
-                llm, prompts(HELD_OUT_SEED), rows, settings
-            ).items():
-                best[objective] = max(best[objective], value)
-        density = found.density(settings.cost, options.length)
-        record = {"op": "search_ablation", "table": name, "members": len(members), **best}
+    for name, own in found.items():
+        if options.tables is not None:
+            own.patterns.save(options.tables / f"{name}.json")
+        row_costs = [
+            cost.row_cost(served(p, options.length), options.length)
+            for row in own.rows
+            for p in row
+        ]
+        record: dict[str, object] = {"op": "search_ablation", "table": name}
+        for objective in OBJECTIVES:
+            base = scored[f"searched_{objective}"][objective]
+            difference = base - scored[name][objective]
+            record[objective] = float(scored[name][objective].mean())
+            record[f"{objective}_behind_searched"] = float(difference.mean())
+            error = difference.std() / math.sqrt(len(difference))
+            record[f"{objective}_standard_error"] = float(error)
+        record |= {"row_cost": sum(row_costs) / len(row_costs), "layer_ms": times.get(name)}
+        record |= {"density": own.density(options.length), "stability": own.stability.same}
+        kinds = [p.kind for row in own.rows for p in row]
+        record |= {"kinds": {kind: kinds.count(kind) for kind in sorted(set(kinds))}}
         record |= {"model": options.model, "length": options.length, "tasks": options.tasks}
-        record |= {"space": options.space, "row_cost_at_basis": cost, "search_density": density}
-        recorder.write(record | {"search_seed": SEARCH_SEED, "held_out_seed": HELD_OUT_SEED})
-        print(f"{name:15} kept mass {best['mass']:.4f}, output score {best['output']:.4f}")
+        record |= {"search_prompts": len(own.lengths), "held_out_prompts": len(held_out)}
+        record |= {"space": options.space, "rows": options.rows, "cost": cost.describe()}
+        recorder.write(record | {"search_seed": options.seed})
+        print(
+            f"{name:22} mass {record['mass']:.4f}, output {record['output']:.4f}, "
+            f"density {record['density']:.4f}, layer {record['layer_ms']} ms"
+        )
 
 
-def mean_scores(
-    llm: object, prompts: list[Tensor], rows: Rows, settings: Settings
-) -> dict[str, float]:
-    """Mean over prompts, layers and heads, by objective."""
-    sums: dict[str, list[Tensor]] = {objective: [] for objective in OBJECTIVES}
+def search_tables(
+    llm: object,
+    prompts: Sequence[Tensor],
+    candidates: Sequence[Pattern],
+    settings: Settings,
+    cost: CostModel,
+    model: str,
+) -> dict[str, Found]:
+    """Tables by name, all chosen from one scoring; the last candidate is the uniform table's."""
+    scores: dict[str, Scores] = {}
+    for number, ids in enumerate(prompts):
 
-    def score(context: Context, q: Tensor, k: Tensor, v: Tensor) -> None:
-        scorer = LayerScorer(Call(q, k, v, context), settings.rows)
-        for objective, values in scorer.scores(rows[context.layer]).items():
-            sums[objective].append(values)
+        def score(context: Context, q: Tensor, k: Tensor, v: Tensor, number: int = number) -> None:
+            own = score_layer(Call(q, k, v, context), candidates, rows=settings.rows)
+            scores[f"{number}/{context.layer}"] = {n: x.tolist() for n, x in own.items()}
 
-    for ids in prompts:
         observe_layers(llm, ids, score)  # type: ignore[arg-type]
-    return {objective: float(torch.cat(values).mean()) for objective, values in sums.items()}
+    config = llm.config.get_text_config(decoder=True)  # type: ignore[attr-defined]
+    lengths = tuple(ids.shape[1] for ids in prompts)
+
+    def chosen(places: list[int], objective: str) -> Found:
+        part = {
+            key: {n: [rows[place] for place in places] for n, rows in own.items()}
+            for key, own in scores.items()
+        }
+        return choose(
+            [candidates[place] for place in places],
+            part,
+            objective=objective,
+            space=settings.space,
+            lengths=lengths,
+            cost=cost,
+            config=config,
+            model_name=model,
+        )
+
+    last = len(candidates) - 1
+    tables = {f"searched_{name}": chosen(list(range(last)), name) for name in OBJECTIVES}
+    tables["uniform"] = chosen([last], "mass")
+    for kind, cls in KINDS.items():
+        places = [n for n in range(last) if isinstance(candidates[n], cls)]
+        for objective in OBJECTIVES:
+            tables[f"{kind}_{objective}"] = chosen(places, objective)
+    return tables
+
+
+def scores_of(llm: object, prompts: Sequence[Tensor], found: Found, rows: int) -> dict[str, Tensor]:
+    """Mean over layers and heads of each prompt, by objective."""
+    taken: dict[str, list[float]] = {objective: [] for objective in OBJECTIVES}
+    for ids in prompts:
+        sums: dict[str, list[Tensor]] = {objective: [] for objective in OBJECTIVES}
+
+        def score(context: Context, q: Tensor, k: Tensor, v: Tensor, sums: dict = sums) -> None:
+            own = LayerScorer(Call(q, k, v, context), rows).scores(found.patterns[context.layer])
+            for objective, values in own.items():
+                sums[objective].append(values)
+
+        observe_layers(llm, ids, score)  # type: ignore[arg-type]
+        for objective, values in sums.items():
+            taken[objective].append(float(torch.cat(values).mean()))
+    return {objective: torch.tensor(values) for objective, values in taken.items()}
+
+
+def layer_times(llm: object, ids: Tensor, found: dict[str, Found]) -> dict[str, float]:
+    """Milliseconds of a layer's attention kernel, mean of the layers; nothing on the CPU."""
+    if llm.device.type != "cuda":  # type: ignore[attr-defined]
+        return {}
+    taken: dict[str, list[float]] = {name: [] for name in found}
+
+    def time(context: Context, q: Tensor, k: Tensor, v: Tensor) -> None:
+        for name, own in found.items():
+            method = MInference(patterns=own.patterns, budget_length=BASIS)
+            index = method.build_index(q, k, context)
+            if index is not None:
+
+                def attend(index=index) -> Tensor:  # noqa: ANN001
+                    return sparse_attention(q, k, v, index, scale=context.scale)
+
+                taken[name].append(measure(attend, q.device, calls=5).ms_p50)
+
+    observe_layers(llm, ids, time)  # type: ignore[arg-type]
+    return {name: sum(values) / len(values) for name, values in taken.items()}
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def test_from_an_unknown_model_to_a_table_that_is_used(
     lines = commands(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert [line[0] for line in lines] == ["search", "inspect", "search", "eval", "run"]
+    done = None
     for line in lines:
         done = CliRunner().invoke(app, line)
         assert done.exit_code == 0, (line, done.output, done.exception)
@@ -37,4 +38,5 @@ def test_from_an_unknown_model_to_a_table_that_is_used(
     recall = HeadPatterns.from_file(tmp_path / "recall.json").provenance.recall
     assert recall is not None
     assert recall >= 0.95
+    assert done is not None
     assert "first token" in done.stdout

@@ -86,8 +86,8 @@ def block_heads(noise: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 )
 def test_the_planted_kind_wins(planted: Plant, kind: type, noise: float, seed: int) -> None:
     call = call_of(*planted(noise, seed))
-    for objective in ("output", "mass"):
-        best = score_layer(call, CANDIDATES, rows=48, objective=objective).argmax(dim=0)
+    for scores in score_layer(call, CANDIDATES, rows=48).values():
+        best = scores.argmax(dim=0)
         assert [type(CANDIDATES[c]) for c in best.tolist()] == [kind] * HEADS
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from minference.cli.progress import bar
-from minference.cli.subject import load
 from minference.lengths import parse_length
 
 if TYPE_CHECKING:
-    from minference.search.search import Found, Settings
+    from minference.search.found import Found
 
 app = typer.Typer(add_completion=False)
-DENSITY_AT = (16_384, 131_072, 1_048_576)
+HEAD_MAP, RECALL = "head_map.png", "recall.png"
 
 
 @app.command()
@@ -37,23 +37,35 @@ def search(
     objective: str = typer.Option("output", help="output (with the values) or mass."),
     recall: float | None = typer.Option(None, help="Grow budgets until heads keep that mass."),
     rows: int = typer.Option(64, help="Rows of each prompt to compare."),
+    cost: str = typer.Option("auto", help="fitted to this device's times, counted, or auto."),
     name: str | None = typer.Option(None, help="Id of the weights, for the file; else MODEL."),
+    card: Annotated[Path | None, typer.Option(help="Model card to write, in markdown.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder for a head map and a plot.")] = None,
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bar."),
 ) -> None:
     """Choose each head's pattern by how well it serves, at equal cost; resumes when run again."""
+    from minference.search.card import report, summary
+    from minference.search.checks import check_config, check_lengths
     from minference.search.search import Settings
     from minference.search.search import search as find
 
-    settings = Settings(space=space, objective=objective, rows=rows, recall=recall)
-    check_writable(out)
-    texts = [path.read_text(encoding="utf-8") for path in text or ()] or _generated(
-        tasks.split(","), [parse_length(x) for x in lengths.split(",")], samples, seed
+    settings = Settings(space=space, objective=objective, rows=rows, recall=recall, cost=cost)
+    for path in (out, card, plots and plots / HEAD_MAP):
+        if path is not None:
+            check_writable(path)
+    texts = [_read(path) for path in text or ()]
+    config, tokenizer = describe(model)
+    check_config(config)
+    texts = texts or _generated(
+        tasks.split(","), [parse_length(x) for x in lengths.split(",")], samples, seed, tokenizer
     )
-    llm, tokenizer = load(model)
     prompts = [tokenizer(own, return_tensors="pt").input_ids for own in texts]
-    layers = llm.config.get_text_config(decoder=True).num_hidden_layers
-    with bar("search, layer", len(prompts) * layers, quiet=quiet or as_json) as advance:
+    own_config = config.get_text_config(decoder=True)
+    check_lengths([ids.shape[1] for ids in prompts], own_config)
+    llm = load(model)
+    passes = len(prompts) * own_config.num_hidden_layers
+    with bar("search, layer", passes, quiet=quiet or as_json) as advance:
         found = find(
             llm,
             prompts,
@@ -63,53 +75,96 @@ def search(
             on_layer=lambda number, layer: advance(),
         )
     found.patterns.save(out)
-    result = summary(found, settings) | {"file": str(out)}
-    typer.echo(json.dumps(result) if as_json else report(result))
+    written = write_extras(found, out, card, plots)
+    result = summary(found) | {"file": str(out), **written}
+    told = "".join(f"\n  {kind}: {path}" for kind, path in written.items())
+    typer.echo(json.dumps(result) if as_json else f"{out}: {report(found)}{told}")
+
+
+def describe(model: str) -> tuple[Any, Any]:
+    """The configuration and the tokenizer of a model, without its weights.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        return AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"model {model!r} cannot be read: {reason}") from error
+
+
+def load(model: str) -> Any:  # noqa: ANN401
+    """The model with its weights, where it will run."""
+    from minference.integrations.transformers.load import load as load_now
+
+    return load_now(model)[0]
 
 
 def check_writable(path: Path) -> None:
-    """Raises ValueError unless a file can be written there."""
+    """Raises ValueError unless a file can be written there, which is tried."""
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{str(path)!r} cannot be written; name a file in a folder of your own")
+    reason = "it is a folder" if path.is_dir() else None
+    if reason is None and not folder.is_dir():
+        reason = f"{str(folder)!r} is no folder"
+    if reason is None:
+        try:
+            handle, draft = tempfile.mkstemp(dir=folder, prefix=".minference")
+            os.close(handle)
+            os.unlink(draft)
+        except OSError as error:
+            reason = error.strerror or str(error)
+    if reason is not None:
+        raise ValueError(
+            f"{str(path)!r} cannot be written: {reason}; name a file in a folder of your own"
+        )
 
 
-def summary(found: Found, settings: Settings) -> dict[str, Any]:
-    """What was found, as JSON-ready values."""
-    flat = sorted(score for row in found.scores for score in row)
-    counts = {str(pattern): n for pattern, n in found.patterns.counts().most_common()}
-    return {
-        "heads": counts,
-        "objective": "mass" if settings.recall else settings.objective,
-        "score_mean": sum(flat) / len(flat),
-        "score_least": flat[0],
-        "stability": found.stability,
-        "lengths": found.lengths,
-        "density": {n: found.density(settings.cost, n) for n in DENSITY_AT},
-    }
+def write_extras(found: Found, out: Path, card: Path | None, plots: Path | None) -> dict[str, str]:
+    """Writes the plots and the card that were asked for; their paths by name."""
+    from minference.json_files import write_text
+    from minference.search.card import model_card
+
+    written: dict[str, str] = {}
+    if plots is not None:
+        from minference.search.plots import head_map, recall
+
+        plots.mkdir(parents=True, exist_ok=True)
+        for key, draw, file in (("head_map", head_map, HEAD_MAP), ("recall", recall, RECALL)):
+            draw(found).savefig(plots / file, dpi=150)
+            written[key] = str(plots / file)
+    if card is not None:
+        pictures = tuple(os.path.relpath(path, card.parent) for path in written.values())
+        write_text(card, model_card(found, out.name, pictures))
+        written["card"] = str(card)
+    return written
 
 
-def report(result: dict[str, Any]) -> str:
-    """The result as lines for people."""
-    lines = [f"{result['file']}: searched on prompts of {list(result['lengths'])} tokens"]
-    lines += [f"  {count:4} heads  {pattern}" for pattern, count in result["heads"].items()]
-    lines.append(
-        f"  {result['objective']} score {result['score_mean']:.3f} on average, "
-        f"{result['score_least']:.3f} for the worst head; {result['stability']:.0%} of choices "
-        "agree between prompts"
-    )
-    told = ", ".join(f"{d:.3f} at {n // 1024}K" for n, d in result["density"].items())
-    lines.append(f"  predicted density {told}")
-    return "\n".join(lines)
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--text {str(path)!r} cannot be read as text: {error}") from error
 
 
-def _generated(tasks: list[str], lengths: list[int], samples: int, seed: int) -> list[str]:
+def _generated(
+    tasks: list[str],
+    lengths: list[int],
+    samples: int,
+    seed: int,
+    tokenizer: Any,  # noqa: ANN401
+) -> list[str]:
+    """Prompts of the split to tune on, their lengths in the model's tokens."""
+    from minference.eval.runner import Subject
     from minference.eval.tasks import make_sample
 
+    measure = Subject("", None, tokenizer).measure()
     return [
-        make_sample(task, length, seed + number).text(0)
+        make_sample(task, length, seed + number, "dev", measure=measure).text(0)
         for task in tasks
         for length in lengths
         for number in range(samples)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from minference.patterns import Dense, Pattern
 from minference.search.cost import CostModel
 from minference.search.score import Call, LayerScorer
-from minference.search.space import BASIS, grown
+from minference.search.space import grown, served
 
 FACTOR = 1.5
 DENSE_FROM = 0.9
@@ -34,5 +34,5 @@ def grow_to_recall(
             return own, [1.0 if p == Dense() else m for p, m in zip(own, mass, strict=True)]
         for h in short:
             larger = grown(own[h], FACTOR)
-            served = larger.scaled(min(1.0, length / BASIS))
-            own[h] = Dense() if model.density(served, length) >= DENSE_FROM else larger
+            full = model.density(served(larger, length), length) >= DENSE_FROM
+            own[h] = Dense() if full else larger

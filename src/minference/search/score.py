@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minference.errors import unknown_name
 from minference.head_patterns import HeadPatterns
 from minference.methods.base import Context
 from minference.methods.minference import MInference
@@ -34,6 +33,9 @@ class LayerScorer:
     """Scores patterns on one call; the dense rows to compare with are computed once."""
 
     def __init__(self, call: Call, rows: int) -> None:
+        # values narrower than keys: zeros beside them change no output
+        narrow = call.k.shape[-1] - call.v.shape[-1]
+        call = replace(call, v=torch.nn.functional.pad(call.v, (0, narrow))) if narrow else call
         self.call = call
         layout = call.context.layout
         self.rows: Int[Tensor, " R"] = sample_rows(layout.q_len, rows, call.q.device)
@@ -76,14 +78,9 @@ class LayerScorer:
 
 
 def score_layer(
-    call: Call, candidates: Sequence[Pattern], *, rows: int, objective: str
-) -> Float[Tensor, "candidates H"]:
-    """Score of every candidate for every head of the layer.
-
-    Raises:
-        ValueError: an unknown objective.
-    """
-    if objective not in OBJECTIVES:
-        raise unknown_name("objective", objective, OBJECTIVES)
+    call: Call, candidates: Sequence[Pattern], *, rows: int
+) -> dict[str, Float[Tensor, "candidates H"]]:
+    """Score of every candidate for every head of the layer, by objective."""
     scorer, heads = LayerScorer(call, rows), call.q.shape[1]
-    return torch.stack([scorer.scores([c] * heads)[objective] for c in candidates])
+    found = [scorer.scores([candidate] * heads) for candidate in candidates]
+    return {name: torch.stack([scores[name] for scores in found]) for name in OBJECTIVES}

@@ -3,10 +3,8 @@ a prompt."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +12,24 @@ import torch
 from torch import Tensor
 
 import minference
-from minference.errors import unknown_name
-from minference.head_patterns import HeadPatterns
-from minference.json_files import read_json, write_text
+from minference.errors import UnsupportedError, unknown_name
+from minference.log import info_once
 from minference.methods.base import Context
 from minference.methods.dense import Dense
 from minference.patterns import Pattern
-from minference.provenance import Provenance
+from minference.search.checks import check_lengths, check_model
 from minference.search.cost import CostModel
+from minference.search.found import Found, choose
 from minference.search.grow import grow_to_recall
+from minference.search.progress import Progress, fingerprint, hash_of_prompts
 from minference.search.score import OBJECTIVES, Call, score_layer
 from minference.search.space import BASIS, TARGET, equalised, space
+from minference.search.timing import LayerShape, fit_timings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LEAST_TOKENS = 512
+COSTS = ("auto", "fitted", "counted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class Settings:
         objective: "output" or "mass", see `LayerScorer.scores`.
         rows: rows of each prompt to compare.
         recall: attention mass that every head must keep; None to stop at the choice.
-        cost: what candidates cost.
+        cost: "fitted" weighs what the kernels compute by their times on the model's device,
+            "counted" by its amount, "auto" is fitted on CUDA and counted elsewhere.
     """
 
     space: str = "paper"
@@ -50,49 +51,26 @@ class Settings:
     objective: str = "output"
     rows: int = 64
     recall: float | None = None
-    cost: CostModel = field(default_factory=CostModel)
+    cost: str = "auto"
 
     def __post_init__(self) -> None:
         """Checks names and numbers before any work."""
         if self.objective not in OBJECTIVES:
             raise unknown_name("objective", self.objective, OBJECTIVES)
+        if self.cost not in COSTS:
+            raise unknown_name("cost", self.cost, COSTS)
         if self.recall is not None and not 0 < self.recall <= 1:
             raise ValueError(f"recall must be in (0, 1], got {self.recall}")
         if self.rows < 1:
             raise ValueError(f"rows must be at least 1, got {self.rows}")
         space(self.space)
 
-    def candidates(self) -> tuple[Pattern, ...]:
-        """The preset's patterns, at equal cost where a target is set."""
+    def candidates(self, cost: CostModel, length: int = BASIS) -> tuple[Pattern, ...]:
+        """The preset's patterns, at equal cost for prompts of that length where a target is set."""
         own = space(self.space)
         if self.target is None:
             return own
-        return equalised(own, self.cost.row_cost(self.target, BASIS), self.cost)
-
-
-@dataclass(frozen=True)
-class Found:
-    """The result of a search.
-
-    Attributes:
-        patterns: the table, budgets for contexts of BASIS tokens.
-        scores: mean score of each chosen pattern, [layer][head].
-        stability: share of (prompt, head) pairs whose own best candidate is the one chosen.
-        lengths: tokens of each prompt.
-    """
-
-    patterns: HeadPatterns
-    scores: list[list[float]]
-    stability: float
-    lengths: tuple[int, ...]
-
-    def density(self, cost: CostModel, length: int) -> float:
-        """Predicted density of the table for a prompt of that length."""
-        ratio = min(1.0, length / BASIS)
-        all_heads = [
-            cost.density(p.scaled(ratio), length) for row in self.patterns.patterns for p in row
-        ]
-        return sum(all_heads) / len(all_heads)
+        return equalised(own, cost.row_cost(self.target, BASIS), cost, length)
 
 
 def search(
@@ -108,44 +86,56 @@ def search(
 
     Args:
         model: a causal language model that `attach` serves.
-        prompts: token ids of each prompt, [1, L], at least 512 of them.
+        prompts: token ids of each prompt, [1, L], at least 512 of them. Candidates cost the same
+            at the length of the longest.
         settings: what to compare.
         model_name: id of the weights, for the provenance.
-        state: file that keeps the scores of finished layers; a search that finds one of the same
-            settings and prompts goes on from there, and it is removed at the end.
+        state: file that keeps what is found, layer by layer; a search that finds one of the same
+            model, settings and prompts goes on from there, and it is removed at the end.
         on_layer: called with the numbers of prompt and layer as a layer is done.
 
     Raises:
-        ValueError: a prompt that is too short, or none.
-        UnsupportedError: a model that cannot be attached to.
+        ValueError: a prompt that is too short or too long for the model, or none.
+        UnsupportedError: a model that cannot be attached to, or without a layer to search.
     """
-    if not prompts:
-        raise ValueError("a search needs at least one prompt, got none")
-    for ids in prompts:
-        if ids.shape[1] < LEAST_TOKENS:
-            raise ValueError(
-                f"a prompt needs at least {LEAST_TOKENS} tokens for its patterns to show, got "
-                f"{ids.shape[1]}; give a longer text"
-            )
-    candidates = settings.candidates()
-    done = _Progress.load(state, settings, candidates, prompts)
-    for number, ids in enumerate(prompts):
+    config = model.config.get_text_config(decoder=True)
+    lengths = tuple(ids.shape[1] for ids in prompts)
+    check_lengths(lengths, config)
+    with minference.attach(model, Dense()):
+        check_model(model)  # nor is anything measured if `attach` refuses
+    done = Progress.load(state, _about(model, prompts, settings))
+    if done.cost is None:
+        done.cost = cost_of(model, settings)
+        done.write()
+    candidates = settings.candidates(done.cost, max(lengths))
 
-        def score(context: Context, q: Tensor, k: Tensor, v: Tensor, number: int = number) -> None:
-            key = f"{number}/{context.layer}"
-            if key not in done.scores:
-                call = Call(q, k, v, context)
-                found = score_layer(
-                    call, candidates, rows=settings.rows, objective=settings.objective
-                )
-                done.add(key, found.tolist())
-            if on_layer is not None:
-                on_layer(number, context.layer)
+    def score(number: int, context: Context, q: Tensor, k: Tensor, v: Tensor) -> None:
+        key = f"{number}/{context.layer}"
+        if key not in done.scores:
+            found = score_layer(Call(q, k, v, context), candidates, rows=settings.rows)
+            done.scores[key] = {name: values.tolist() for name, values in found.items()}
+            done.write()
+        if on_layer is not None:
+            on_layer(number, context.layer)
 
-        observe_layers(model, ids, score)
-    found = _choose(model, candidates, done.scores, prompts, settings, model_name)
+    _each_prompt(model, prompts, "scores", done, score)
+    if not done.scores:
+        raise UnsupportedError(
+            f"{type(model).__name__} has no layer of full causal attention to search; layers "
+            "with a window of their own are served without patterns"
+        )
+    found = choose(
+        candidates,
+        done.scores,
+        objective=settings.objective,
+        space=settings.space,
+        lengths=lengths,
+        cost=done.cost,
+        config=config,
+        model_name=model_name,
+    )
     if settings.recall is not None:
-        found = _raise_recall(model, prompts, found, settings)
+        found = _raise_recall(model, prompts, found, settings, done)
     done.remove()
     return found
 
@@ -161,91 +151,85 @@ def observe_layers(
         model(ids.to(model.device), use_cache=False, logits_to_keep=1)
 
 
-def _choose(
+def _each_prompt(
     model: PreTrainedModel,
-    candidates: Sequence[Pattern],
-    scores: dict[str, list[list[float]]],
     prompts: Sequence[Tensor],
-    settings: Settings,
-    model_name: str | None,
-) -> Found:
-    layers = sorted({int(key.split("/")[1]) for key in scores})
-    table = torch.tensor(
-        [[scores[f"{p}/{layer}"] for layer in layers] for p in range(len(prompts))]
-    )  # [prompts, layers, candidates, heads]
-    mean = table.mean(dim=0)
-    best = mean.argmax(dim=1)
-    rows = tuple(tuple(candidates[c] for c in row) for row in best.tolist())
-    chosen = mean.gather(1, best[:, None])[:, 0]
-    lengths = tuple(ids.shape[1] for ids in prompts)
+    name: str,
+    done: Progress,
+    observe: Callable[[int, Context, Tensor, Tensor, Tensor], None],
+) -> None:
+    """A pass over each prompt that has not ended yet."""
+    for number, ids in enumerate(prompts):
+        if f"{name}/{number}" not in done.ended:
+            observe_layers(model, ids, lambda *call, number=number: observe(number, *call))
+            done.end(f"{name}/{number}")
+
+
+def _about(model: PreTrainedModel, prompts: Sequence[Tensor], settings: Settings) -> dict[str, Any]:
+    device = model.device
+    return {
+        "model": fingerprint(model),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "prompts": hash_of_prompts(prompts),
+        "settings": repr(settings),
+        "version": minference.__version__,
+    }
+
+
+def cost_of(model: PreTrainedModel, settings: Settings) -> CostModel:
+    """What candidates cost on the model's device, measured there where the settings say so."""
+    device = model.device
+    if settings.cost == "counted" or (settings.cost == "auto" and device.type != "cuda"):
+        return CostModel()
     config = model.config.get_text_config(decoder=True)
-    about = Provenance(
-        model=model_name,
-        architectures=(config.model_type,),
-        tokens=max(lengths),
-        objective=settings.objective,
-        basis=f"minference search: space {settings.space}, {len(prompts)} prompts",
-        recall=float(chosen.median()) if settings.objective == "mass" else None,
-        date=datetime.now(UTC).date().isoformat(),
-        version=f"minference {minference.__version__}",
+    heads = config.num_attention_heads
+    shape = LayerShape(
+        heads=heads,
+        kv_heads=_first(config, "num_key_value_heads") or heads,
+        dim=_first(config, "qk_head_dim", "head_dim") or config.hidden_size // heads,
+        dtype=model.dtype,
+        device=device,
     )
-    stability = float((table.argmax(dim=2) == best).float().mean())
-    patterns = HeadPatterns(rows, about)
-    return Found(patterns, chosen.tolist(), stability, lengths)
+    cost = CostModel(fit_timings(shape))
+    info_once(cost.describe())
+    return cost
+
+
+def _first(config: Any, *names: str) -> int | None:  # noqa: ANN401
+    return next((x for name in names if (x := getattr(config, name, None))), None)
 
 
 def _raise_recall(
-    model: PreTrainedModel, prompts: Sequence[Tensor], found: Found, settings: Settings
+    model: PreTrainedModel,
+    prompts: Sequence[Tensor],
+    found: Found,
+    settings: Settings,
+    done: Progress,
 ) -> Found:
-    assert settings.recall is not None
-    rows = [list(row) for row in found.patterns.patterns]
-    masses = [[1.0] * len(row) for row in rows]
+    """Budgets grown prompt by prompt; a head's mass is the least that any prompt left it."""
     target = settings.recall
+    assert target is not None
+    rows = {layer: list(found.patterns[layer]) for layer in found.layers}
+    mass = {layer: [1.0] * found.patterns.heads for layer in found.layers}
 
-    def grow(context: Context, q: Tensor, k: Tensor, v: Tensor) -> None:
-        call, layer = Call(q, k, v, context), context.layer
-        own, kept = grow_to_recall(call, rows[layer], target, settings.cost, rows=settings.rows)
-        rows[layer], masses[layer] = own, [min(x) for x in zip(masses[layer], kept, strict=True)]
+    def take(layer: int, own: list[Pattern], kept: list[float]) -> None:
+        rows[layer], mass[layer] = own, [min(x) for x in zip(mass[layer], kept, strict=True)]
 
-    for ids in prompts:
-        observe_layers(model, ids, grow)
-    flat = sorted(kept for row in masses for kept in row)
-    about = found.patterns.provenance
-    about = Provenance(**{**about.to_dict(), "recall": flat[len(flat) // 2]})
-    patterns = HeadPatterns(tuple(map(tuple, rows)), about)
-    return Found(patterns, masses, found.stability, found.lengths)
+    def grow(number: int, context: Context, q: Tensor, k: Tensor, v: Tensor) -> None:
+        key, layer = f"{number}/{context.layer}", context.layer
+        if key not in done.grown:
+            call = Call(q, k, v, context)
+            done.grown[key] = grow_to_recall(
+                call, rows[layer], target, found.cost, rows=settings.rows
+            )
+            take(layer, *done.grown[key])
+            done.write()
 
-
-@dataclass
-class _Progress:
-    """Scores by "prompt/layer", kept in a file as they come."""
-
-    path: Path | None
-    about: str
-    scores: dict[str, list[list[float]]] = field(default_factory=dict)
-
-    @classmethod
-    def load(
-        cls,
-        path: Path | None,
-        settings: Settings,
-        candidates: Sequence[Pattern],
-        prompts: Sequence[Tensor],
-    ) -> _Progress:
-        described: list[Any] = [settings.objective, settings.rows, [repr(c) for c in candidates]]
-        described += [[ids.shape[1], int(ids.sum())] for ids in prompts]
-        own = cls(path, json.dumps(described))
-        if path is not None and path.is_file():
-            kept = read_json(path)
-            if kept.get("about") == own.about:
-                own.scores = kept["scores"]
-        return own
-
-    def add(self, key: str, scores: list[list[float]]) -> None:
-        self.scores[key] = scores
-        if self.path is not None:
-            write_text(self.path, json.dumps({"about": self.about, "scores": self.scores}))
-
-    def remove(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+    for number in range(len(prompts)):
+        for layer in found.layers:
+            if f"{number}/{layer}" in done.grown:
+                take(layer, *done.grown[f"{number}/{layer}"])
+    _each_prompt(model, prompts, "grown", done, grow)
+    return found.with_rows(
+        [rows[layer] for layer in found.layers], [mass[layer] for layer in found.layers], target
+    )

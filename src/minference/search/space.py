@@ -33,7 +33,7 @@ SPACES: dict[str, tuple[Pattern, ...]] = {
     ),
     "wide": (
         AShape(64, 4096),
-        AShape(1024, 4096),
+        AShape(256, 4096),
         VerticalSlash(30, 2048),
         VerticalSlash(250, 2000),
         VerticalSlash(1000, 1500),
@@ -56,31 +56,48 @@ def space(name: str) -> tuple[Pattern, ...]:
     return SPACES[name]
 
 
+def served(pattern: Pattern, length: int) -> Pattern:
+    """The pattern as a prompt of `length` tokens gets it when its budgets are meant for BASIS."""
+    return pattern.scaled(min(1.0, length / BASIS))
+
+
 def equalised(
     candidates: Sequence[Pattern],
     target: float,
     model: CostModel,
     length: int = BASIS,
 ) -> tuple[Pattern, ...]:
-    """The candidates with their largest budget moved, in steps of 50 (blocks: of 1), until each
-    costs as near to `target` a row as it can."""
-    return tuple(_nearest(candidate, target, model, length) for candidate in candidates)
+    """The candidates with their largest budget moved, in steps of 50 (blocks: of 1), until as
+    prompts of `length` tokens get them they cost as near as they can to the target's share.
+
+    Sinks, the local band and whole blocks do not shrink with the length, so that patterns of equal
+    cost at one length differ at another: equal is meant at `length`.
+
+    Args:
+        candidates: patterns with budgets for BASIS tokens.
+        target: cost of a row of BASIS tokens; of shorter prompts in proportion.
+        model: what patterns cost.
+        length: prompt at which costs are equal.
+    """
+    own = target * min(1.0, length / BASIS)
+    return tuple(_nearest(candidate, own, model, min(length, BASIS)) for candidate in candidates)
 
 
 def _nearest(candidate: Pattern, target: float, model: CostModel, length: int) -> Pattern:
     with_budget, step = _free(candidate)
-    low, high = 1, length
+
+    def cost(steps: int) -> float:
+        return model.row_cost(served(with_budget(steps * step), length), length)
+
+    low, high = 1, BASIS // step
     while low < high:
         middle = (low + high) // 2
-        if model.row_cost(with_budget(middle * step), length) < target:
+        if cost(middle) < target:
             low = middle + 1
         else:
             high = middle
-    steps = (low - 1, low) if low > 1 else (low,)
-    return min(
-        (with_budget(n * step) for n in steps),
-        key=lambda p: abs(model.row_cost(p, length) - target),
-    )
+    near = (low - 1, low) if low > 1 else (low,)
+    return with_budget(step * min(near, key=lambda steps: abs(cost(steps) - target)))
 
 
 def _free(candidate: Pattern) -> tuple[Callable[[int], Pattern], int]:
