@@ -78,6 +78,14 @@ def test_compiled_chunks_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) 
     assert 4 <= graphs <= 6  # norms of three shapes, MLP, rotary: whatever the number of layers
 
 
+def test_what_torch_keeps_pinned_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = memory.free_memory(torch.device("cpu"))
+    stats = {"allocated_bytes.current": 9 << 40, "active_bytes.current": 1 << 40}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "host_memory_stats", lambda: stats)
+    assert memory.free_memory(torch.device("cpu")) > before + (7 << 40)
+
+
 def test_bad_fuse_without_chunks() -> None:
     with pytest.raises(ValueError, match="chunk_tokens=8192"):
         minference.attach(tiny_model(), NARROW, fuse=True)

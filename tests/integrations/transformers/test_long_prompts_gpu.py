@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import minference
-from minference.integrations.transformers import estimate_memory, host_layer
+from minference.integrations.transformers import estimate_memory, host_layer, memory
 from minference.methods import AShape
 from minference.testing import tiny_model
 
@@ -58,3 +58,11 @@ def test_the_long_mode_takes_what_was_estimated() -> None:
         assert peaks[name] < 1.25 * need.new + (64 << 20)
         del out
     assert peaks["long"] < 0.6 * peaks["plain"]
+
+
+def test_pinned_memory_that_torch_keeps_counts_as_free() -> None:
+    host = torch.device("cpu")
+    pinned = torch.empty(4 << 30, dtype=torch.uint8, pin_memory=True)
+    held = memory.free_memory(host)
+    del pinned
+    assert memory.free_memory(host) - held > 3 << 30

@@ -136,7 +136,10 @@ def _remedy(need: Memory, **options: Any) -> str:  # noqa: ANN401
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a process can still take, those that torch holds in reserve included."""
+    """Bytes that a process can still take, those that torch holds in reserve included.
+
+    torch keeps pinned host memory after its tensors are gone, as it keeps the device's.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -144,4 +147,12 @@ def free_memory(device: torch.device) -> int:
     # accelerate brings psutil; without it nobody knows, and nothing is refused
     if importlib.util.find_spec("psutil") is None:
         return sys.maxsize
-    return importlib.import_module("psutil").virtual_memory().available
+    available = importlib.import_module("psutil").virtual_memory().available
+    return available + _pinned_reserve()
+
+
+def _pinned_reserve() -> int:
+    if not torch.cuda.is_initialized():
+        return 0
+    pinned = torch.cuda.host_memory_stats()
+    return pinned["allocated_bytes.current"] - pinned["active_bytes.current"]
