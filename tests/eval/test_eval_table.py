@@ -1,0 +1,89 @@
+"""The benchmark behind the page's table: cells, a stop in time, packing twice, writing the page."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from benchmarks import eval_table
+from minference.eval.records import Records
+from minference.eval.runner import Subject
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "eval_h100.jsonl"
+RUN = ["run", "--tasks", "single", "--lengths", "1k", "--methods", "dense,a_shape:sink=8,local=64"]
+RUN += ["--prompts", "2", "--questions", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> None:
+    monkeypatch.setattr(eval_table, "load", lambda name: (subject.model, subject.tokenizer))
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["eval_table.py", *words])
+    eval_table.main()
+
+
+def test_a_run_that_was_out_of_time_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "a")
+    call(monkeypatch, *RUN, "--folder", folder, "--seconds", "0")
+    assert "the same command goes on" in capsys.readouterr().out
+    call(monkeypatch, *RUN, "--folder", folder)
+    shown = capsys.readouterr().out
+    assert "4 questions on 2 prompts" in shown
+    assert "goes on" not in shown
+    out = tmp_path / "packed.jsonl"
+    for _ in range(2):
+        call(monkeypatch, "pack", folder, "--out", str(out))
+    packed = Records.read(out).lines
+    assert len([r for r in packed if r["record"] == "question"]) == 8
+    assert any("commit" in record for record in packed if record["record"] == "run")
+    capsys.readouterr()
+    call(monkeypatch, "table", str(out))
+    assert capsys.readouterr().out.strip() in shown
+
+
+def test_a_page_is_written_between_its_marks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    call(monkeypatch, *RUN, "--folder", str(tmp_path / "a"))
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{eval_table.MARK}\nold\n{eval_table.MARK}\nbehind\n")
+    call(monkeypatch, "table", str(tmp_path / "a" / "packed.jsonl"), "--write", str(page))
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("behind\n")
+    assert "| `dense` |" in text
+    assert "old" not in text
+    page.write_text("no marks\n")
+    with pytest.raises(SystemExit, match="no two lines"):
+        call(monkeypatch, "table", str(tmp_path / "a" / "packed.jsonl"), "--write", str(page))
+
+
+@pytest.mark.parametrize(
+    ("placement", "prompts", "questions"), [("spread", 25, 12), ("end", 200, 1)]
+)
+def test_a_cell_has_enough_questions_over_enough_prompts(
+    placement: str, prompts: int, questions: int
+) -> None:
+    options = argparse.Namespace(
+        prompts=None,
+        questions=None,
+        placement=placement,
+        tasks="retrieval",
+        lengths=[65_536, 131_072],
+        split="heldout",
+    )
+    cells = eval_table.cells_of(options)
+    assert len(cells) == 10
+    assert {(cell.prompts, cell.questions) for cell in cells} == {(prompts, questions)}
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="the table has not been measured")
+def test_the_page_shows_the_committed_results() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert eval_table.tables(Records.read(RESULTS).lines) in page
+    assert RESULTS.stat().st_size < 5_000_000
