@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from minference.eval.records import FILE_NAME, Records, key_of
 from minference.eval.runner import Subject, run_cells
 from minference.eval.scoring import encode
 from minference.methods.spec import parse_methods
+from minference.viz.needle import needle_grids
 
 SPECS = parse_methods("dense,a_shape:sink=8,local=64")
 CELLS = list(make_cells(["single"], [1024], samples=4, placement="spread", questions=2))
@@ -97,3 +99,15 @@ def test_a_run_that_stops_early_leaves_no_process(tmp_path: Path, subject: Subje
     seen: list[int] = []
     run_cells(subject, SPECS, CELLS, tmp_path, progress=lambda done, *_: seen.append(done))
     assert seen == [1, 2]
+
+
+def test_the_needle_grid_is_asked_in_full(tmp_path: Path, subject: Subject) -> None:
+    cells = make_cells(["niah"], [1024, 2048], samples=4, depths=2)
+    records = run_cells(subject, SPECS, cells, tmp_path)
+    for method in (spec.label for spec in SPECS):
+        asked = [(r["length"], r["depth"]) for r in records.of("question") if r["method"] == method]
+        # a needle stands at the first line that starts behind its depth
+        near = Counter((length, round(depth)) for length, depth in asked)
+        assert near == {(length, depth): 2 for length in (1024, 2048) for depth in (0, 1)}
+        grids = needle_grids(records.lines, method, rows=2)
+        assert all(int(grid.count.min()) == 2 for grid in grids)
