@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import sys
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from minference.cli.eval_datasets import infinitebench, pg19, ruler
 from minference.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -121,12 +123,17 @@ def report(
     typer.echo(json.dumps({"files": names}) if as_json else "\n".join(f"wrote {n}" for n in names))
 
 
+for _command in (infinitebench, pg19, ruler):
+    app.command()(_command)
+
+
 def _show(records: Records, as_json: bool) -> None:
+    from minference.eval.results import item_scores, result_tables
     from minference.eval.statistics import scores
-    from minference.eval.tables import markdown_table
 
     if not as_json:
-        typer.echo(markdown_table(records.lines))
+        tables = [table for _, table in result_tables(records.lines).values()]
+        typer.echo("\n\n".join(tables) or f"{records.path} holds no result yet")
         return
     found = [
         {"task": task, "length": length, "placement": placement, "method": method}
@@ -135,6 +142,7 @@ def _show(records: Records, as_json: bool) -> None:
         for (task, length, placement), methods in scores(records.lines).items()
         for method, score in methods.items()
     ]
+    found += item_scores(records.lines)
     typer.echo(json.dumps({"file": str(records.path), "scores": found}))
 
 
@@ -161,6 +169,8 @@ def _progress() -> Progress:
     bar = Bar(console=console)
     task = bar.add_task("", total=None)
     bar.start()
+    # an interrupted bar would leave the terminal without a cursor
+    atexit.register(bar.stop)
 
     def show(done: int, total: int, what: str) -> None:
         bar.update(task, completed=done, total=total, description=what)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from minference.errors import require
 from minference.eval.records import Record
-from minference.eval.tables import BASELINE, markdown_table
+from minference.eval.results import result_tables
+from minference.eval.tables import BASELINE
 from minference.json_files import write_text
 from minference.viz.needle import needle_figure, needle_grids, needle_methods
 from minference.viz.recall import recall_figure, recall_points
@@ -38,11 +39,6 @@ th { background: var(--soft); }
 img { max-width: 100%; border-radius: 4px; background: white; }
 code { font-size: .84rem; } pre { background: var(--soft); padding: .7rem; overflow-x: auto; }
 """
-_MEASURES = (
-    "Exact match: greedy decoding gives exactly the answer's tokens; 95 % Wilson intervals. "
-    "To dense: paired difference on the same questions, 95 % bootstrap interval over prompts. "
-    "Density: share of the causal area that was computed."
-)
 
 
 def write_report(
@@ -62,7 +58,7 @@ def write_report(
     drawn = dict(_figures(lines))
     images = {name: _png(figure) for name, (_, figure) in drawn.items()}
     captions = {name: caption for name, (caption, _) in drawn.items()}
-    tables = dict(_tables(lines))
+    tables = result_tables(lines)
     if not tables:
         raise ValueError(
             "nothing to report: expected results of `minference eval`, got none; run it first"
@@ -81,13 +77,6 @@ def write_report(
             written.append(pictures / f"{name}.png")
             written[-1].write_bytes(data)
     return written
-
-
-def _tables(lines: Sequence[Record]) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Heading, note and markdown table of each kind of result that there is."""
-    kinds = {record["record"] for record in lines}
-    if "question" in kinds:
-        yield "Scores", (_MEASURES, markdown_table(lines))
 
 
 def _figures(lines: Sequence[Record]) -> Iterator[tuple[str, tuple[str, Figure]]]:
