@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ import torch
 from minference.bench.records import environment
 from minference.eval.packed import pack
 from minference.eval.plan import Cell, make_cells, resolve_tasks
-from minference.eval.records import FILE_NAME, Records
+from minference.eval.records import Records
 from minference.eval.runner import Subject, default_workers, run_cells
 from minference.eval.statistics import (
     Answers,
@@ -41,6 +42,7 @@ METHODS = (
 PROMPTS = {"spread": 25, "end": 200}
 QUESTIONS = {"spread": 12, "end": 1}
 MARK = "<!-- eval table -->"
+PACKED = "packed.jsonl"
 _DENSE = 0.995
 
 
@@ -63,10 +65,12 @@ def main() -> None:
     run.add_argument("--questions", type=int, help="for each prompt; 12 spread, 1 at the end")
     run.add_argument("--seconds", type=float, default=1e9, help="stop asking after that long")
     run.add_argument("--workers", type=int, help="processes that write prompts")
+    run.add_argument("--untimed", action="store_true", help="no times: the GPU serves others too")
     run.add_argument("--folder", type=Path, required=True)
     packing = commands.add_parser("pack", help="append folders' results to a file to commit")
     packing.add_argument("folders", type=Path, nargs="+")
     packing.add_argument("--out", type=Path, required=True)
+    packing.add_argument("--least", type=int, default=200, help="questions of a cell to keep it")
     table = commands.add_parser("table", help="print the table, or write it into a page")
     table.add_argument("files", type=Path, nargs="+")
     table.add_argument("--write", type=Path, help=f"page with two lines {MARK}")
@@ -102,8 +106,11 @@ def measure(options: argparse.Namespace) -> None:
         finished = False
     records = Records.open(options.folder)
     records.append([{"record": "run", "model": options.model, **environment()}])
-    write_lines(options.folder / "packed.jsonl", pack(records.lines), "w")
-    print(tables(records.lines))
+    packed = pack(records.lines)
+    if options.untimed:
+        packed = [{key: line[key] for key in line if key != "seconds"} for line in packed]
+    write_lines(options.folder / PACKED, packed)
+    print(tables(Records.read(options.folder / PACKED).lines))
     if device == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     if not finished:
@@ -127,14 +134,14 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
 
 
 def append_packed(options: argparse.Namespace) -> None:
-    """Packs folders into one file; a cell and method that is there already is replaced."""
-    known = []
+    """Gathers folders in one file; a cell and method that is there already is replaced, one with
+    too few questions left out."""
+    files = [folder / PACKED for folder in options.folders]
     if options.out.exists():
-        known = [json.loads(line) for line in options.out.read_text().splitlines()]
-    for folder in options.folders:
-        known += pack(Records.read(folder / FILE_NAME).lines)
-    latest = {_key(line): line for line in known}
-    write_lines(options.out, latest.values(), "w")
+        files.insert(0, options.out)
+    known = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    latest = {_key(line): line for line in known if _questions(line) >= options.least}
+    write_lines(options.out, latest.values())
     print(f"{options.out}: {len(latest)} lines, {options.out.stat().st_size} bytes")
 
 
@@ -144,9 +151,13 @@ def _key(line: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(line[name] for name in ("task", "length", "placement", "split", "method"))
 
 
-def write_lines(path: Path, lines: Iterable[Mapping[str, Any]], mode: str) -> None:
+def _questions(line: dict[str, Any]) -> float:
+    return sum(map(line["correct"].count, "01")) if line["record"] == "cell" else math.inf
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Lines of JSON."""
-    with path.open(mode, encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
 
 

@@ -37,13 +37,24 @@ def test_a_run_that_was_out_of_time_goes_on(
     assert "goes on" not in shown
     out = tmp_path / "packed.jsonl"
     for _ in range(2):
-        call(monkeypatch, "pack", folder, "--out", str(out))
+        call(monkeypatch, "pack", folder, "--out", str(out), "--least", "4")
     packed = Records.read(out).lines
     assert len([r for r in packed if r["record"] == "question"]) == 8
     assert any("commit" in record for record in packed if record["record"] == "run")
     capsys.readouterr()
     call(monkeypatch, "table", str(out))
     assert capsys.readouterr().out.strip() in shown
+
+
+def test_cells_with_too_few_questions_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    call(monkeypatch, *RUN, "--folder", str(tmp_path / "a"), "--untimed")
+    out = tmp_path / "packed.jsonl"
+    call(monkeypatch, "pack", str(tmp_path / "a"), "--out", str(out))
+    assert {record["record"] for record in Records.read(out).lines} == {"run"}
+    packed = Records.read(tmp_path / "a" / "packed.jsonl").of("prefill")
+    assert all("seconds" not in record for record in packed)
 
 
 def test_a_page_is_written_between_its_marks(

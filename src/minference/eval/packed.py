@@ -72,8 +72,9 @@ def _line(
         if found:
             columns = zip(*found, strict=True)
             line[name] = [round(sum(column) / len(found), 4) for column in columns]
-    if read:
-        seconds = sorted(record["seconds"] for record in read)
+    seconds = sorted(record["seconds"] for record in read if "seconds" in record)
+    if seconds:
         line["seconds"] = seconds[len(seconds) // 2]
+    if read:
         line["tokens"] = round(sum(record["tokens"] for record in read) / len(read))
     return line

@@ -139,7 +139,7 @@ def _score(answers: Answers, prefills: list[Mapping[str, Any]]) -> Score:
     correct, total = sum(answers.values()), len(answers)
     low, high = wilson(correct, total)
     layers, recalls = _by_layer(prefills, "density"), _by_layer(prefills, "recall")
-    seconds = sorted(record["seconds"] for record in prefills)
+    seconds = sorted(record["seconds"] for record in prefills if "seconds" in record)
     return Score(
         correct,
         total,
