@@ -1,0 +1,162 @@
+"""Variants of the portable Triton attention, timed beside it in turns.
+
+    python benchmarks/triton_variants.py --out benchmarks/results/triton_variants.jsonl
+
+Each variant is the module `ops/attention/triton.py` with some lines replaced, written to a folder
+of its own and imported from there: nothing of the library changes. A variant whose output is not
+that of the library's kernel is reported and not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from minference.bench.attention import GATE, Shape
+from minference.bench.cases import computed_pairs, planted_index, vs1
+from minference.bench.records import Recorder
+from minference.bench.timing import measure
+from minference.index import SparseIndex
+from minference.lengths import parse_length
+from minference.ops._triton import AttentionLaunch
+from minference.ops.attention import triton as library
+from minference.testing import default_device, layout_of
+
+PAIRS = """    for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
+        pair = i // SPLIT
+        at_row = base - (tl.load(steps + pair) + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
+"""
+SINGLES = """    for i in tl.range(0, n_singles, num_stages=STAGES):
+        at_row = base - tl.load(steps + (n - 1 - i)) * _BLOCK
+"""
+PAIRS_AHEAD = """    ahead = tl.load(steps, mask=n_pairs > 0, other=0)
+    for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
+        pair = i // SPLIT
+        at_row = base - (ahead + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
+        ahead = tl.load(steps + tl.minimum((i + 1) // SPLIT, n_pairs - 1))
+"""
+SINGLES_AHEAD = """    last = steps + (n - 1)
+    ahead = tl.load(last, mask=n_singles > 0, other=0)
+    for i in tl.range(0, n_singles, num_stages=STAGES):
+        at_row = base - ahead * _BLOCK
+        ahead = tl.load(last - tl.minimum(i + 1, n_singles - 1))
+"""
+AHEAD = ((PAIRS, PAIRS_AHEAD), (SINGLES, SINGLES_AHEAD))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Lines to replace, and how to launch what comes of it."""
+
+    name: str
+    launch: AttentionLaunch
+    edits: tuple[tuple[str, str], ...] = ()
+
+
+VARIANTS = (
+    Variant("library", AttentionLaunch(128, 128, 2, 8)),
+    Variant("offsets ahead, 2 stages", AttentionLaunch(128, 128, 2, 8), AHEAD),
+    Variant("offsets ahead, 3 stages", AttentionLaunch(128, 128, 3, 8), AHEAD),
+    Variant("offsets ahead, 64 keys, 4 stages", AttentionLaunch(128, 64, 4, 8), AHEAD),
+    Variant("offsets ahead, 64 rows, 4 warps", AttentionLaunch(64, 64, 3, 4), AHEAD),
+)
+"""Not here, because the compiler (Triton 3.6, sm_90) makes nothing of them: reading the columns a
+step ahead spills 900 bytes at 3 stages; asking for the next step's scores before this step's
+exponentials gets a wait right behind the product."""
+
+
+def module_of(variant: Variant, folder: Path) -> ModuleType:
+    """The library's module with the variant's lines in place.
+
+    Raises:
+        ValueError: lines that the library no longer has.
+    """
+    text = Path(library.__file__).read_text()
+    for old, new in variant.edits:
+        if text.count(old) != 1:
+            raise ValueError(f"variant {variant.name!r} replaces lines that are gone: {old!r}")
+        text = text.replace(old, new)
+    name = "variant_" + "".join(c if c.isalnum() else "_" for c in variant.name)
+    path = folder / f"{name}.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def calls_of(
+    qkv: tuple[Tensor, Tensor, Tensor], index: SparseIndex, names: list[str] | None, folder: Path
+) -> dict[str, Callable[[], Tensor]]:
+    """Each variant's call on the same tensors, those that compile."""
+    q, k, v = qkv
+
+    def call_of(variant: Variant) -> Callable[[], Tensor]:
+        module = module_of(variant, folder)
+        options = {"scale": q.shape[-1] ** -0.5, "launch": variant.launch}
+        return lambda: module.sparse_attention(q, k, v, index, **options)[0]
+
+    found = {}
+    for variant in VARIANTS:
+        if names is None or variant.name in names:
+            found[variant.name] = call_of(variant)
+    return found
+
+
+def main() -> None:
+    """One record a variant: the median over the rounds."""
+    given = argparse.ArgumentParser(description=__doc__)
+    given.add_argument("--length", type=parse_length, default=1 << 17)
+    given.add_argument("--heads", type=int, default=32)
+    given.add_argument("--kv-heads", type=int, default=8)
+    given.add_argument("--dim", type=int, default=128)
+    given.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
+    given.add_argument("--rounds", type=int, default=3)
+    given.add_argument("--names", nargs="+", default=None)
+    given.add_argument("--out", type=Path, default=None)
+    options = given.parse_args()
+    recorder, device = Recorder(options.out), default_device()
+    sizes = {"heads": options.heads, "kv_heads": options.kv_heads, "dim": options.dim}
+    shape = Shape(length=options.length, dtype=getattr(torch, options.dtype), **sizes)
+    qkv = shape.tensors(device)
+    index = planted_index(vs1(options.length, options.heads, 0), layout_of(qkv[0], qkv[1]))
+    pairs = computed_pairs(index)
+    with tempfile.TemporaryDirectory() as folder:
+        calls = calls_of(qkv, index, options.names, Path(folder))
+        expected = library.sparse_attention(*qkv, index, scale=options.dim**-0.5)[0].float()
+        errors: dict[str, float | str] = {}
+        for name, call in calls.items():
+            try:
+                errors[name] = float((call().float() - expected).norm() / expected.norm())
+            except Exception as error:
+                errors[name] = f"{type(error).__name__}: {error}"[:300]
+        good = [n for n, e in errors.items() if isinstance(e, float) and e < GATE[shape.dtype]]
+        times: dict[str, list[float]] = {name: [] for name in good}
+        for turn in range(options.rounds):
+            for name in good[turn % len(good) :] + good[: turn % len(good)]:
+                times[name].append(measure(calls[name], device).ms_p50)
+    for name, error in errors.items():
+        record: dict[str, object] = {"op": "triton_variant", "variant": name, "error": error}
+        record |= {"case": "vs1-seed0", **shape.to_dict()}
+        if name in times:
+            ms = sorted(times[name])[len(times[name]) // 2]
+            record |= {"ms_p50": ms, "ms_rounds": times[name]}
+            record["tflops"] = round(4 * options.dim * pairs / ms / 1e9, 1)
+        recorder.write(record)
+        print(f"{name}: {record.get('ms_p50')} ms, {record.get('tflops')} TFLOP/s, error {error}")
+
+
+if __name__ == "__main__":
+    main()
