@@ -103,6 +103,7 @@ def test_the_default_model_is_missed_by_name(
         (["--lengths", "4.5k"], "16384, 16k or 1m"),
         (["--samples", "0"], "samples must be at least 1"),
         (["--depths", "0"], "depths must be at least 1"),
+        (["-o", __file__], "results cannot be written to"),
     ],
 )
 def test_bad_input_is_named_before_the_model_is_loaded(

@@ -60,6 +60,7 @@ def run(
 ) -> None:
     """Ask the same seeded questions under every method; run it again to go on after a kill."""
     from minference.eval.plan import make_cells, resolve_tasks
+    from minference.eval.records import make_folder
     from minference.eval.runner import default_workers, run_cells
     from minference.lengths import parse_length
     from minference.methods.spec import parse_methods
@@ -81,6 +82,7 @@ def run(
             split=split,  # type: ignore[arg-type]
         )
     )
+    make_folder(Path(output))
     subject = _load(model, device)
     records = run_cells(
         subject,

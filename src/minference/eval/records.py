@@ -44,8 +44,7 @@ class Records:
         starts on a line of its own; other unreadable lines stay where they are. Both are logged,
         and what they held is asked again.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / FILE_NAME
+        path = make_folder(folder) / FILE_NAME
         records = cls.read(path) if path.exists() else cls(path)
         if path.exists():
             _set_tail_aside(path)
@@ -93,6 +92,23 @@ class Records:
             file.flush()
             os.fsync(file.fileno())
         self.lines += new
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made if need be.
+
+    Raises:
+        ValueError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"results cannot be written to {str(folder)!r}: {error.strerror}; name a folder"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"results cannot be written to {str(folder)!r}: not yours to write")
+    return folder
 
 
 def _set_tail_aside(path: Path) -> None:
