@@ -103,6 +103,10 @@ def test_progress_lines_are_for_people_alone(tiny_folder: str) -> None:
 
 def test_bad_options_are_named(tiny_folder: str, tmp_path: Path) -> None:
     assert "layer must be 0 to 3" in error(tiny_folder, *PROMPT, "--plot", "x.png", "--layer", "4")
+    assert "valid names are .pdf, .png, .svg" in error(tiny_folder, *PROMPT, "--plot", "x.txt")
+    assert "cannot be written" in error(
+        tiny_folder, *PROMPT, "--plot", f"{tiny_folder}/config.json/x.png"
+    )
     assert "unknown method 'a_shap'" in error(tiny_folder, *PROMPT, "--method", "a_shap")
     assert "16384, 16k or 1m" in error(tiny_folder, "--demo-facts", "--tokens", "1x")
     assert "got --prompt and --demo-facts" in error(tiny_folder, *PROMPT, "--demo-facts")

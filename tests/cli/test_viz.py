@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 from minference.cli import app
 from minference.cli.inspect import difference
 from minference.head_patterns import HeadPatterns
+from minference.ops.build import a_shape_index
 from minference.patterns import AShape, Dense
+from minference.testing import layout_of, random_qkv
 
 RUNNER = CliRunner()
 OLD = HeadPatterns(((Dense(), AShape(64, 64)),))
@@ -102,6 +104,8 @@ def test_results_without_the_wanted_are_errors(tmp_path: Path) -> None:
     source = results(tmp_path)
     wrong = RUNNER.invoke(app, ["viz", "needle", source, "--method", "grouped"])
     assert "method 'grouped'" in str(wrong.exception)
+    blank = RUNNER.invoke(app, ["viz", "needle", source, "-o", str(tmp_path / "needle")])
+    assert "valid names are .pdf, .png, .svg" in str(blank.exception)
     gone = RUNNER.invoke(app, ["viz", "recall", str(tmp_path / "none.jsonl")])
     assert isinstance(gone.exception, FileNotFoundError)
 
@@ -113,8 +117,9 @@ def test_diff_names_heads_kinds_and_density(tmp_path: Path) -> None:
     dense, shape = Dense().to_dict(), AShape(64, 64).to_dict()
     assert found["changed"] == [{"layer": 0, "head": 0, "old": dense, "new": shape}]
     assert found["old"]["kinds"] == {"dense": 1, "a_shape": 1}
-    # rows of 128 computed keys of 1024: 1/8 * (2 - 1/8)
-    assert found["density_difference"] == pytest.approx((15 / 64 - 1) / 2)
+    q, k, _ = random_qkv(1, 1, 1024)
+    real = a_shape_index(layout_of(q, k), (64,), (64,)).density()
+    assert found["density_difference"] == pytest.approx((real - 1) / 2, rel=0.05)
     shown = RUNNER.invoke(app, args).stdout
     assert "1 of 2 heads differ" in shown
     assert "dense() -> a_shape(sink=64, local=64)" in shown

@@ -33,11 +33,13 @@ SLOW = 240_000  # milliseconds for two prefills on a busy machine
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The demo of the shipped model, as a user starts it."""
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The demo of the shipped model, as a user starts it; it must leave nothing behind."""
+    folder = tmp_path_factory.mktemp("temporary")
     command = [sys.executable, "-m", "minference.cli", "demo", "models/needle", "--json"]
     source = str(Path(minference.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    env["TMPDIR"] = str(folder)
     server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     line = server.stdout.readline()
@@ -45,6 +47,7 @@ def address() -> Iterator[str]:
     server.send_signal(signal.SIGINT)
     server.stdout.close()
     assert server.wait(30) == 0
+    assert [path.name for path in folder.rglob("*") if path.suffix in (".png", ".txt")] == []
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +120,7 @@ def test_bad_input_is_one_sentence(page: Any, tokens: str, method: str, message:
     keep_picture(page, "error")
 
 
-def test_own_text_is_text_and_no_markup(page: Any) -> None:
+def test_own_text_is_text_and_no_markup(page: Any, tmp_path: Path) -> None:
     page.get_by_label("My own text").check()
     text = (
         "def f(x):\n    return x\n" * 20 + "<img src=x onerror='document.title=1'> ${1+1}\ndef f("

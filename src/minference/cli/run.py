@@ -24,6 +24,7 @@ from minference.cli.subject import (
     load_subject,
     prompt_for,
 )
+from minference.cli.viz import check_picture
 
 app = typer.Typer(add_completion=False)
 
@@ -52,6 +53,8 @@ def run(
     from minference.methods.spec import build_method, parse_method
     from minference.viz.probe import Probe
 
+    if plot is not None:
+        check_picture(plot)
     text, spec = given_text(prompt, file, demo_facts), parse_method(method)
     quiet = quiet or as_json
     subject = load_subject(model, quiet=quiet)

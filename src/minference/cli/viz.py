@@ -24,6 +24,7 @@ from minference.cli.subject import (
     load_subject,
     prompt_for,
 )
+from minference.errors import require, unknown_name
 from minference.head_patterns import HeadPatterns
 
 if TYPE_CHECKING:
@@ -32,7 +33,31 @@ if TYPE_CHECKING:
     from minference.eval.records import Record
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
-Out = Annotated[Path, typer.Option("-o", "--out", help="Picture to write: .png, .svg or .pdf.")]
+FORMATS = (".pdf", ".png", ".svg")
+
+
+def check_picture(path: Path) -> Path:
+    """The path, if a picture can be drawn and written there; told before any work.
+
+    Raises:
+        ValueError: no name of a picture, or no place to write to.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    from minference.cli.search import check_writable
+
+    require("matplotlib", "viz")
+    if path.suffix.lower() not in FORMATS:
+        raise unknown_name("kind of picture", path.suffix, FORMATS)
+    check_writable(path)
+    return path
+
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--out", callback=check_picture, help=f"Picture to write: {', '.join(FORMATS)}."
+    ),
+]
 Results = Annotated[Path, typer.Argument(help="Folder or JSONL file that `minference eval` wrote.")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -75,6 +76,8 @@ def serve(session: Session, host: str, port: int | None) -> str:
     Raises:
         ValueError: the port is taken.
     """
+    # what visitors upload and what they are shown goes when the session is closed
+    os.environ["GRADIO_TEMP_DIR"] = str(session.folder)
     try:
         _, address, _ = build_page(session).launch(
             server_name=host,

@@ -23,6 +23,7 @@ from minference.methods.spec import build_method, parse_method
 from minference.viz.probe import Probe
 
 NEW_TOKENS = 32
+_SHOWN_CHARS, _SHOWN_LINES = 400, 3
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Session:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self._folder = tempfile.TemporaryDirectory(prefix="minference-demo-")
+        self._temporary = tempfile.TemporaryDirectory(prefix="minference-demo-")
+        self.folder = Path(self._temporary.name)
         self._pictures = 0
         # the first call starts threads and pages the weights in
         answer_densely(subject, encode(subject, "warm up"), 1)
@@ -87,8 +89,8 @@ class Session:
             yield Shown(f"Please mend this: {error}.", failed=True)
 
     def close(self) -> None:
-        """Removes the pictures."""
-        self._folder.cleanup()
+        """Removes the folder of the pictures."""
+        self._temporary.cleanup()
 
     def _answer(self, form: Form) -> Iterator[Shown]:
         config = self.subject.model.config
@@ -112,15 +114,17 @@ class Session:
         yield shown
         if probe.seen is not None:
             self._pictures += 1
-            picture = Path(self._folder.name) / f"head{self._pictures}.png"
+            picture = self.folder / f"head{self._pictures}.png"
             probe.save(handle, picture)
             yield replace(shown, picture=picture)
 
 
 def _question(prompt: Prompt) -> str:
-    end = prompt.text[-240:]
-    asked = end[end.rfind("\n") + 1 :] if prompt.expected is not None else f"… {end}"
-    return asked if prompt.expected is None else f"{asked} … (hidden: {prompt.expected})"
+    """The last lines of the prompt, and the right answer where it is known."""
+    lines = prompt.text[-_SHOWN_CHARS:].split("\n")
+    if prompt.expected is None:
+        return "… " + "\n".join(lines[-_SHOWN_LINES:])
+    return f"{lines[-1]} … (hidden: {prompt.expected})"
 
 
 def _verdict(length: str, prompt: Prompt, dense: Answer, sparse: Answer) -> str:
