@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from minference.errors import UnsupportedError
-from minference.integrations.vllm.pages import PackedPages, gather, split_kv
+from minference.integrations.vllm.pages import (
+    PackedPages,
+    PackedRequest,
+    PagedRequest,
+    split_kv,
+)
+from minference.ops._dispatch import interpreted
+from minference.ops.build import dense_index
+from minference.testing import layout_of, random_qkv, tolerance
 
 PAGES, SIZE, HEADS, DIM = 7, 16, 3, 8
 
@@ -26,11 +34,13 @@ def test_every_layout_gives_the_same_context(layout: str) -> None:
         "0.26-nhd": both.transpose(1, 2),
     }[layout]
     table = torch.tensor([4, 0, 6, 2, 5], dtype=torch.int32)
-    key, value = gather(split_kv(cache, DIM, HEADS), table, 50)
-    for got, pages in ((key, k), (value, v)):
+    request = PagedRequest(*split_kv(cache, DIM, HEADS), table, 50)
+    everything = slice(0, HEADS)
+    for got, pages in ((request.keys(everything), k), (request.values(everything), v)):
         expected = pages[[4, 0, 6, 2]].flatten(0, 1)[:50].transpose(0, 1)[None]
         assert torch.equal(got, expected)
         assert got.stride(-1) == 1
+    assert torch.equal(request.values(slice(1, 2)), request.values(everything)[:, 1:2])
 
 
 def test_other_layouts_are_refused() -> None:
@@ -58,9 +68,11 @@ def test_packing_is_found_and_undone(dtype: torch.dtype) -> None:
             halves = cache[page, head].view(2, -1)
             halves[0] = k[page, :, head].flatten()[order]
             halves[1] = v[page, :, head].flatten()
-    key, value = pages.gather(cache, torch.tensor([3, 1, 5], dtype=torch.int32), 37)
-    for got, plain_pages in ((key, k), (value, v)):
-        assert torch.equal(got[0], plain_pages[[3, 1, 5]].flatten(0, 1)[:37].transpose(0, 1))
+    request = PackedRequest(pages, cache, torch.tensor([3, 1, 5], dtype=torch.int32), 37)
+    heads = slice(1, 3)
+    for got, plain_pages in ((request.keys(heads), k), (request.values(heads), v)):
+        expected = plain_pages[[3, 1, 5]].flatten(0, 1)[:37].transpose(0, 1)
+        assert torch.equal(got[0], expected[heads])
 
 
 def test_a_cache_that_changes_numbers_is_refused() -> None:
@@ -69,3 +81,31 @@ def test_a_cache_that_changes_numbers_is_refused() -> None:
 
     with pytest.raises(UnsupportedError, match="unquantised"):
         PackedPages.probe(write, SIZE, DIM, torch.float32)
+
+
+def test_parts_are_equal_and_fit_the_workspace() -> None:
+    pages = torch.zeros(4, SIZE, 6, DIM)
+    request = PagedRequest(pages, pages, torch.arange(4, dtype=torch.int32), 64)
+    head = 2 * 64 * DIM * 4
+    assert request.head_bytes == head
+    assert request.parts(6 * head) == [slice(0, 6)]
+    assert request.parts(5 * head) == [slice(0, 3), slice(3, 6)]
+    assert request.parts(1) == [slice(n, n + 1) for n in range(6)]
+
+
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+def test_triton_reads_the_pages_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not interpreted():
+        pytest.skip("Triton runs on the CPU only with TRITON_INTERPRET=1")
+    q, k, v = random_qkv(4, 2, 20, 60, dim=16)
+    cache = torch.zeros(PAGES, 2, SIZE, 32)
+    table = torch.tensor([4, 0, 6, 2], dtype=torch.int32)
+    for n in range(60):
+        cache[table[n // SIZE], :, n % SIZE] = torch.cat([k[0, :, n], v[0, :, n]], dim=-1)
+    request = PagedRequest(*split_kv(cache, 16, 2), table, 60)
+    index = dense_index(layout_of(q, k), 4)
+    heads, options = slice(0, 2), {"scale": 0.2, "softcap": 0.0, "sinks": torch.randn(4)}
+    copied = request.attend(q, request.keys(heads), heads, index, impl="torch", **options)
+    monkeypatch.setattr(PagedRequest, "values", None)
+    in_place = request.attend(q, request.keys(heads), heads, index, impl="triton", **options)
+    torch.testing.assert_close(in_place, copied, **tolerance(q.dtype))

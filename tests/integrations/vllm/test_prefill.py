@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,11 +13,35 @@ from minference.head_patterns import HeadPatterns, default_patterns
 from minference.index import SparseIndex
 from minference.integrations.vllm.metrics import Recorder
 from minference.integrations.vllm.options import Options
+from minference.integrations.vllm.pages import Request
 from minference.integrations.vllm.prefill import LayerPrefill, Runtime, serve_rows
 from minference.integrations.vllm.rows import Row
 from minference.methods import Context, Method
 from minference.patterns import AShape, Dense
 from minference.testing import random_qkv
+
+
+class Whole(Request):
+    """A context that is not in pages."""
+
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        self.both = key, value
+        self.copied: list[slice] = []
+
+    @property
+    def kv_heads(self) -> int:
+        return self.both[0].shape[1]
+
+    @property
+    def head_bytes(self) -> int:
+        return self.both[0][:, :1].nbytes * 2
+
+    def keys(self, heads: slice) -> Tensor:
+        self.copied.append(heads)
+        return self.both[0][:, heads]
+
+    def values(self, heads: slice) -> Tensor:
+        return self.both[1][:, heads]
 
 
 class Broken(Method):
@@ -37,7 +63,9 @@ def run(layer: LayerPrefill, queries: int, context: int) -> tuple[Tensor, Tensor
     q, k, v = random_qkv(4, 2, queries, context)
     out = torch.full((queries, 4, 32), 7.0)
     layer.runtime.start_step()
-    served = layer.attend(Row(0, 0, queries, context), q[0].transpose(0, 1), lambda: (k, v), out)
+    served = layer.attend(
+        Row(0, 0, queries, context), q[0].transpose(0, 1), lambda: Whole(k, v), out
+    )
     k, v = (x.repeat_interleave(2, dim=1) for x in (k, v))
     mask = torch.ones(queries, context, dtype=torch.bool).tril(context - queries)
     dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -74,6 +102,21 @@ def test_heads_have_their_global_patterns() -> None:
     second = LayerPrefill(first.runtime, 0, (4, 5, 6, 7), 32**-0.5)
     out, dense, _ = run(second, 300, 900)
     assert not torch.allclose(out[:, 0], dense[:, 0], atol=1e-3)
+
+
+def test_copies_stay_in_the_workspace_and_heads_keep_their_patterns() -> None:
+    # one MiB holds one head's context; the second part is dense beside a sparse one
+    rows = ((AShape(4, 64),) * 2 + (Dense(),) * 2,)
+    layer = layer_of(methods.MInference(patterns=HeadPatterns(rows)), workspace_mib=1)
+    layer = replace(layer, sinks=torch.randn(4))
+    q, k, v = random_qkv(4, 2, 200, 3000)
+    whole, wide = Whole(k, v), layer_of(layer.runtime.method)
+    outs = [torch.full((200, 4, 32), 7.0) for _ in range(2)]
+    row, query = Row(0, 0, 200, 3000), q[0].transpose(0, 1)
+    assert layer.attend(row, query, lambda: whole, outs[0])
+    assert whole.copied == [slice(0, 1), slice(1, 2), slice(1, 2)]
+    assert replace(wide, sinks=layer.sinks).attend(row, query, lambda: Whole(k, v), outs[1])
+    torch.testing.assert_close(*outs, atol=2e-5, rtol=2e-5)
 
 
 def test_dense_layers_are_left_to_the_host() -> None:
@@ -118,8 +161,8 @@ def test_each_row_is_computed_once_by_the_method_or_by_the_host() -> None:
     query, output = q[0].transpose(0, 1), torch.full((140, 4, 32), 7.0)
     seen = []
 
-    def read(row: Row) -> tuple[Tensor, Tensor]:
-        return k[:, :, : row.context], v[:, :, : row.context]
+    def read(row: Row) -> Request:
+        return Whole(k[:, :, : row.context], v[:, :, : row.context])
 
     def dense(rest: tuple[Row, ...], part_query: Tensor, part: Tensor) -> None:
         seen.append(rest)
@@ -130,7 +173,7 @@ def test_each_row_is_computed_once_by_the_method_or_by_the_host() -> None:
     assert serve_rows(layer, rows, query, output, read=read, dense=dense)
     assert seen == [(rows[0], rows[2])]
     expected = torch.full_like(output, 7.0)
-    layer.attend(rows[1], query[1:131], lambda: (k, v), expected[1:131])
+    layer.attend(rows[1], query[1:131], lambda: Whole(k, v), expected[1:131])
     assert torch.equal(output[1:131], expected[1:131])
     assert bool((output[:1] == 1).all() & (output[131:] == 1).all())
     untouched = torch.full_like(output, 7.0)

@@ -39,7 +39,7 @@ class Fragile(MInference):
             raise RuntimeError("broken on purpose")
         return super().build_index(q, k, context)
 """
-START_SECONDS = 150
+START_SECONDS = 360
 
 
 @dataclass

@@ -20,7 +20,7 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 from minference.integrations.vllm import launch
 from minference.integrations.vllm.layers import SparseLayer
-from minference.integrations.vllm.pages import PackedPages
+from minference.integrations.vllm.pages import PackedPages, PackedRequest
 from minference.integrations.vllm.prefill import serve_rows
 from minference.integrations.vllm.rows import Row, batch_rows
 
@@ -79,9 +79,10 @@ class SparseCPUImpl(SparseLayer, CPUAttentionBackendImpl):
         self.start_step()
         rows = batch_rows(attn_metadata.query_start_loc.tolist(), attn_metadata.seq_lens.tolist())
 
-        def read(row: Row) -> tuple[Tensor, Tensor]:
+        def read(row: Row) -> PackedRequest:
             pages = self._pages_of(layer, kv_cache)
-            return pages.gather(kv_cache, attn_metadata.block_table[row.number], row.context)
+            table = attn_metadata.block_table[row.number]
+            return PackedRequest(pages, kv_cache, table, row.context)
 
         def dense(rest: tuple[Row, ...], query: Tensor, part: Tensor) -> None:
             own = self._sub_batch(layer, rest, attn_metadata)

@@ -22,7 +22,7 @@ from vllm.v1.attention.backends.flash_attn import (
 
 from minference.integrations.vllm import launch
 from minference.integrations.vllm.layers import SparseLayer
-from minference.integrations.vllm.pages import gather, split_kv
+from minference.integrations.vllm.pages import PagedRequest, split_kv
 from minference.integrations.vllm.prefill import serve_rows
 from minference.integrations.vllm.rows import Row, batch_rows
 
@@ -119,9 +119,9 @@ class SparseFlashImpl(SparseLayer, FlashAttentionImpl):
         self.start_step()
         rows = rows_of(attn_metadata)
 
-        def read(row: Row) -> tuple[Tensor, Tensor]:
+        def read(row: Row) -> PagedRequest:
             pages = split_kv(kv_cache, self.head_size, self.num_kv_heads)
-            return gather(pages, attn_metadata.block_table[row.number], row.context)
+            return PagedRequest(*pages, attn_metadata.block_table[row.number], row.context)
 
         def dense(rest: tuple[Row, ...], query: Tensor, part: Tensor) -> None:
             stock(sub_batch(attn_metadata, rest), query, part)

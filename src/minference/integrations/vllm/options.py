@@ -48,6 +48,8 @@ class Options:
         settings: the method's own options, `patterns` among them.
         min_chunk: chunks of fewer queries (decode, the tail of a prompt) stay dense.
         starting_layer: layers below it stay dense.
+        workspace_mib: most MiB of keys and values that are copied out of pages at a time; the
+            context of one KV head at least.
         impl: implementation of the operations.
     """
 
@@ -55,6 +57,7 @@ class Options:
     settings: Mapping[str, Any] = field(default_factory=dict)
     min_chunk: int = 128
     starting_layer: int = 0
+    workspace_mib: int = 512
     impl: str = "auto"
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class Options:
             if name not in fields:
                 kind = f"minference option (method {self.method!r})"
                 raise unknown_name(kind, name, {*own, *fields})
-        for name, least in (("min_chunk", 2), ("starting_layer", 0)):
+        for name, least in (("min_chunk", 2), ("starting_layer", 0), ("workspace_mib", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"minference option {name} must be an int >= {least}, got {value}")

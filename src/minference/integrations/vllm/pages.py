@@ -6,19 +6,114 @@ of their own, so nothing here indexes a cache by an assumed shape.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minference.errors import UnsupportedError
+from minference.index import SparseIndex
+from minference.ops._dispatch import resolve_impl
+from minference.ops.attention.api import sparse_attention
+from minference.ops.attention.paged import gather_pages, paged_sparse_attention
 
-Context = tuple[Tensor, Tensor]
-"""Keys and values of one request, each [1, Hkv, N, D]."""
+
+class Request(ABC):
+    """One request's context in one layer's pages. Copies are made of a few heads at a time."""
+
+    @property
+    @abstractmethod
+    def kv_heads(self) -> int:
+        """KV heads of the pages."""
+
+    @property
+    @abstractmethod
+    def head_bytes(self) -> int:
+        """Bytes of one head's keys and values over the whole context."""
+
+    @abstractmethod
+    def keys(self, heads: slice) -> Tensor:
+        """A copy of these heads' keys, [1, heads, N, D]."""
+
+    @abstractmethod
+    def values(self, heads: slice) -> Tensor:
+        """A copy of these heads' values, [1, heads, N, D]."""
+
+    def attend(
+        self,
+        q: Tensor,
+        key: Tensor,
+        heads: slice,
+        index: SparseIndex,
+        **options: Any,  # noqa: ANN401
+    ) -> Tensor:
+        """Sparse attention over these heads.
+
+        Args:
+            q: queries [1, H, L, D] of these KV heads.
+            key: their keys, as `keys` gave them.
+            heads: the KV heads.
+            index: built for q and key.
+            **options: scale, softcap, sinks and impl of `sparse_attention`.
+        """
+        return sparse_attention(q, key, self.values(heads), index, **options)
+
+    def parts(self, workspace: int) -> list[slice]:
+        """The KV heads in equal parts whose copies fit `workspace` bytes; one head at least."""
+        fits = max(1, workspace // max(1, self.head_bytes))
+        size = max(n for n in range(1, self.kv_heads + 1) if self.kv_heads % n == 0 and n <= fits)
+        return [slice(a, a + size) for a in range(0, self.kv_heads, size)]
 
 
-def split_kv(cache: Tensor, head_size: int, kv_heads: int) -> Context:
+@dataclass(frozen=True, eq=False)
+class PagedRequest(Request):
+    """A request in a GPU's pages. Triton reads keys and values in place; the Hopper kernel, where
+    it serves the call, is faster than that by more than the copy of a part costs.
+
+    Attributes:
+        key_pages: keys [pages, page_size, Hkv, D], any strides.
+        value_pages: values, likewise.
+        table: numbers of the request's pages, in order.
+        length: tokens of the context.
+    """
+
+    key_pages: Tensor
+    value_pages: Tensor
+    table: Tensor
+    length: int
+
+    @property
+    def kv_heads(self) -> int:
+        return self.key_pages.shape[2]
+
+    @property
+    def head_bytes(self) -> int:
+        return 2 * self.length * self.key_pages.shape[3] * self.key_pages.element_size()
+
+    def keys(self, heads: slice) -> Tensor:
+        return gather_pages(self.key_pages[:, :, heads], self.table[None], self.length)
+
+    def values(self, heads: slice) -> Tensor:
+        return gather_pages(self.value_pages[:, :, heads], self.table[None], self.length)
+
+    def attend(
+        self,
+        q: Tensor,
+        key: Tensor,
+        heads: slice,
+        index: SparseIndex,
+        **options: Any,  # noqa: ANN401
+    ) -> Tensor:
+        if resolve_impl(options["impl"], q.device, q.dtype, q.shape[-1]) != "triton":
+            return super().attend(q, key, heads, index, **options)
+        pages = self.key_pages[:, :, heads], self.value_pages[:, :, heads]
+        return paged_sparse_attention(q, *pages, self.table[None], index, **options)
+
+
+def split_kv(cache: Tensor, head_size: int, kv_heads: int) -> tuple[Tensor, Tensor]:
     """Views of a GPU cache's keys and values, each [pages, page_size, Hkv, D].
 
     Serves (2, pages, size, Hkv, D) up to vLLM 0.22, (pages, 2, size, Hkv, D) of 0.24, and
@@ -43,20 +138,6 @@ def split_kv(cache: Tensor, head_size: int, kv_heads: int) -> Context:
         f"unknown KV cache of shape {list(shape)} for {kv_heads} KV heads of {head_size}; this "
         f"vLLM's layout is not supported, see docs/vllm.md"
     )
-
-
-def gather(pages: Context, table: Tensor, length: int) -> Context:
-    """Copies the first `length` tokens of a request's pages: one layer's K and V at a time.
-
-    Args:
-        pages: keys and values, each [pages, page_size, Hkv, D], any strides.
-        table: numbers of the request's pages, in order.
-        length: tokens of the context.
-    """
-    size = pages[0].shape[1]
-    own = table[: -(-length // size)].long()
-    key, value = (part[own].flatten(0, 1)[:length].transpose(0, 1)[None] for part in pages)
-    return key, value
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,16 +193,41 @@ class PackedPages:
         orders = [None if bool((half == number).all()) else half.argsort() for half in found]
         return cls(orders[0], orders[1], page_size, head_size)
 
-    def gather(self, cache: Tensor, table: Tensor, length: int) -> Context:
-        """The keys and values of a request's first `length` tokens, unpacked copies."""
-        own = table[: -(-length // self.page_size)].long()
-        half = self.page_size * self.head_size
-        raw = cache[own].reshape(len(own), -1, 2 * half)  # [pages, Hkv, 2 * size * D]
 
-        def unpack(part: Tensor, order: Tensor | None) -> Tensor:
-            plain = part if order is None else part.index_select(-1, order)
-            tokens = plain.view(*plain.shape[:2], self.page_size, self.head_size)
-            return tokens.transpose(0, 1).flatten(1, 2)[None, :, :length]
+@dataclass(frozen=True, eq=False)
+class PackedRequest(Request):
+    """A request in the pages of vLLM's CPU kernels.
 
-        key, value = raw[..., :half], raw[..., half:]
-        return unpack(key, self.key_order), unpack(value, self.value_order)
+    Attributes:
+        pages: how keys and values lie in a page.
+        cache: the layer's pages.
+        table: numbers of the request's pages, in order.
+        length: tokens of the context.
+    """
+
+    pages: PackedPages
+    cache: Tensor
+    table: Tensor
+    length: int
+
+    @property
+    def kv_heads(self) -> int:
+        return self.cache.shape[1]
+
+    @property
+    def head_bytes(self) -> int:
+        return self.length * self.cache.shape[3] * self.cache.element_size()
+
+    def keys(self, heads: slice) -> Tensor:
+        return self._unpacked(heads, 0, self.pages.key_order)
+
+    def values(self, heads: slice) -> Tensor:
+        return self._unpacked(heads, 1, self.pages.value_order)
+
+    def _unpacked(self, heads: slice, half: int, order: Tensor | None) -> Tensor:
+        size, dim = self.pages.page_size, self.pages.head_size
+        own = self.table[: -(-self.length // size)].long()
+        part = self.cache.view(*self.cache.shape[:2], 2, size * dim)[:, heads, half][own]
+        plain = part if order is None else part.index_select(-1, order)
+        tokens = plain.view(*plain.shape[:2], size, dim).transpose(0, 1)
+        return tokens.flatten(1, 2)[None, :, : self.length]

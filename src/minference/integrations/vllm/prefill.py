@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from minference import env
-from minference.index import real_bounds
+from minference.index import SparseIndex, real_bounds
 from minference.integrations.vllm.density import sampled_density
 from minference.integrations.vllm.metrics import Recorder
 from minference.integrations.vllm.options import Options
+from minference.integrations.vllm.pages import Request
 from minference.integrations.vllm.rows import Row, long_rows, other_rows
 from minference.log import get_logger
 from minference.methods import Context, Method
-from minference.ops.attention.api import sparse_attention
-from minference.ops.build import Layout
+from minference.ops.build import Layout, dense_index
 
 # on a GPU, reading an index on the host stops the stream: one chunk in so many is measured
 _GPU_DENSITY_EVERY = 64
@@ -95,19 +95,17 @@ class LayerPrefill:
             return ()
         return long_rows(rows, min_chunk=options.min_chunk, min_context=self.runtime.min_context)
 
-    def attend(
-        self, row: Row, query: Tensor, read: Callable[[], tuple[Tensor, Tensor]], output: Tensor
-    ) -> bool:
+    def attend(self, row: Row, query: Tensor, read: Callable[[], Request], output: Tensor) -> bool:
         """Computes one row; False where the method asks for dense attention.
 
         Args:
             row: the request's place.
             query: its queries, [queries, H, D].
-            read: gives its keys and values, each [1, Hkv, context, D].
+            read: gives its context.
             output: receives the result, [queries, H, D]; NaN where an error was isolated.
         """
         try:
-            return self._attend(row, query, read, output)
+            return self._attend(row, query, read(), output)
         except Exception:
             if not self.runtime.isolate:
                 raise
@@ -123,39 +121,71 @@ class LayerPrefill:
             self.runtime.recorder.fail()
             return True
 
-    def _attend(
-        self, row: Row, query: Tensor, read: Callable[[], tuple[Tensor, Tensor]], output: Tensor
-    ) -> bool:
-        key, value = read()
+    def _attend(self, row: Row, query: Tensor, request: Request, output: Tensor) -> bool:
         q = query.transpose(0, 1)[None]
         first, stop = real_bounds(1, row.context, q.device)
-        context = Context(
-            layout=Layout(first, stop, row.queries, row.context),
+        layout = Layout(first, stop, row.queries, row.context)
+        share = q.shape[1] // request.kv_heads
+        parts = request.parts(self.runtime.options.workspace_mib << 20)
+        dense, densities = [], []
+        for part in parts:
+            key, own = request.keys(part), _queries_of(part, share)
+            index = self.runtime.method.build_index(q[:, own], key, self._context(layout, own))
+            if index is None:
+                dense.append(part)
+            else:
+                densities.append(self._write(q[:, own], key, part, index, request, output[:, own]))
+            del key
+        if len(dense) == len(parts):
+            return False
+        # heads that ask for dense attention beside others that do not
+        for part in dense:
+            key, own = request.keys(part), _queries_of(part, share)
+            index = dense_index(layout, own.stop - own.start)
+            densities.append(self._write(q[:, own], key, part, index, request, output[:, own]))
+        if self.runtime.measures(q.device):
+            mean = sum(densities) / len(densities)
+            self.runtime.recorder.note(self.layer, row.number, row.queries, row.context, mean)
+        return True
+
+    def _context(self, layout: Layout, own: slice) -> Context:
+        return Context(
+            layout=layout,
             layer=self.layer,
-            heads=self.heads,
+            heads=self.heads[own],
             scale=self.scale,
             softcap=self.softcap,
             impl=self.runtime.options.impl,
         )
-        index = self.runtime.method.build_index(q, key, context)
-        if index is None:
-            return False
-        out = sparse_attention(
+
+    def _write(
+        self,
+        q: Tensor,
+        key: Tensor,
+        part: slice,
+        index: SparseIndex,
+        request: Request,
+        output: Tensor,
+    ) -> float:
+        """Attention of some KV heads into `output`; its density where that is measured."""
+        share = q.shape[1] // (part.stop - part.start)
+        out = request.attend(
             q,
             key,
-            value,
+            part,
             index,
             scale=self.scale,
             softcap=self.softcap,
-            sinks=self.sinks,
+            sinks=None if self.sinks is None else self.sinks[_queries_of(part, share)],
             impl=self.runtime.options.impl,
         )
         output.copy_(out[0].transpose(0, 1))
-        if self.runtime.measures(q.device):
-            self.runtime.recorder.note(
-                self.layer, row.number, row.queries, row.context, sampled_density(index)
-            )
-        return True
+        return sampled_density(index) if self.runtime.measures(q.device) else 0.0
+
+
+def _queries_of(part: slice, share: int) -> slice:
+    """The query heads of a part of the KV heads."""
+    return slice(part.start * share, part.stop * share)
 
 
 def serve_rows(
@@ -164,7 +194,7 @@ def serve_rows(
     query: Tensor,
     output: Tensor,
     *,
-    read: Callable[[Row], tuple[Tensor, Tensor]],
+    read: Callable[[Row], Request],
     dense: Callable[[tuple[Row, ...], Tensor, Tensor], None],
 ) -> bool:
     """Long rows by the method, all others by the host's kernel as one batch of their own.
@@ -174,7 +204,7 @@ def serve_rows(
         rows: the batch.
         query: its queries, [T, H, D].
         output: receives the result, [T, H, D].
-        read: keys and values of a row's context, each [1, Hkv, context, D].
+        read: a row's context.
         dense: computes rows from their queries into the last argument, both without the others.
 
     Returns:
