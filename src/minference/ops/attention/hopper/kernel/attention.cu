@@ -5,8 +5,8 @@
 __device__ __forceinline__ void init_barriers(Shared& shared) {
     auto ring = [](u64* full, u64* empty, int slots) {
         for (int i = 0; i < slots; ++i) {
-            barrier_init(shared_address(full + i), 1);
-            barrier_init(shared_address(empty + i), CONSUMER_WARPS);
+            barrier_init(shared_address(full + i), ARRIVING_LANES);
+            barrier_init(shared_address(empty + i), CONSUMER_WARPS * ARRIVING_LANES);
         }
     };
     ring(shared.q_full, shared.q_empty, Q_TILES);

@@ -22,7 +22,7 @@ struct Consumer {
 
     __device__ __forceinline__ void release(u64& empty) {
         __syncwarp(); // the reads of every lane come first
-        if (lane == 0) barrier_arrive(shared_address(&empty));
+        if (lane < ARRIVING_LANES) barrier_arrive(shared_address(&empty));
     }
 
     // One warpgroup multiplies while the other one exponentiates.

@@ -54,6 +54,11 @@ struct Producer {
         }
     }
 
+    // the lanes that were not elected
+    __device__ __forceinline__ void arrive_too(u64& full) {
+        if (ARRIVING_LANES > 1) barrier_arrive(shared_address(&full));
+    }
+
     __device__ __forceinline__ void load_v() {
         if (v_kind == NOTHING) return;
         int slot = v_ring.slot;
@@ -61,6 +66,8 @@ struct Producer {
         if (elect_one())
             load(maps.v, maps.column_v, shared_address(shared.v[slot]),
                  shared_address(&shared.v_full[slot]), v_kind, v_a, v_b);
+        else
+            arrive_too(shared.v_full[slot]);
         v_ring.advance();
         v_kind = NOTHING;
     }
@@ -111,6 +118,8 @@ struct Producer {
         if (elect_one())
             load(maps.k, maps.column_k, shared_address(shared.k[slot]),
                  shared_address(&shared.k_full[slot]), waiting.kind, waiting.a, waiting.b);
+        else
+            arrive_too(shared.k_full[slot]);
         k_ring.advance();
         load_v();
         v_kind = waiting.kind;
@@ -221,6 +230,8 @@ struct Producer {
             for (int c = 0; c < CHUNKS; ++c)
                 load_4d(shared_address(shared.q[slot]) + c * CHUNK_BYTES, maps.q, bar, 64 * c, row,
                         head, batch);
+        } else {
+            arrive_too(shared.q_full[slot]);
         }
         q_ring.advance();
     }
@@ -228,10 +239,9 @@ struct Producer {
     __device__ __forceinline__ void finish() {
         int slot = q_ring.slot;
         barrier_wait(shared_address(&shared.q_empty[slot]), q_ring.parity ^ 1);
-        if (lane == 0) {
-            shared.item[slot].batch = -1;
-            barrier_arrive(shared_address(&shared.q_full[slot]));
-        }
+        if (lane == 0) shared.item[slot].batch = -1;
+        __syncwarp();
+        if (lane < ARRIVING_LANES) barrier_arrive(shared_address(&shared.q_full[slot]));
     }
 
     // Items run kv head > query tile, longest first > head of the group: neighbours share K and V.
