@@ -13,9 +13,7 @@ from statistics import median
 from typing import Any
 
 from minference.eval.records import Record, Records, key_of
-from minference.eval.runner import Progress, Subject
-from minference.eval.runner import _check_same_model as check_same_model
-from minference.eval.runner import _facts as run_facts
+from minference.eval.runner import Progress, Subject, check_same_model, run_facts
 from minference.eval.statistics import Difference, paired_difference
 from minference.eval.tables import ALL, BASELINE
 from minference.methods import Method, Static

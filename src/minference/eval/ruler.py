@@ -19,9 +19,7 @@ from typing import Any
 from minference.errors import require, unknown_name
 from minference.eval.items import item_table
 from minference.eval.records import Record, Records, key_of
-from minference.eval.runner import Progress, Subject
-from minference.eval.runner import _check_same_model as check_same_model
-from minference.eval.runner import _facts as run_facts
+from minference.eval.runner import Progress, Subject, check_same_model, run_facts
 from minference.eval.tasks.haystack import NOISE, prose
 from minference.json_files import write_text
 from minference.methods.spec import MethodSpec

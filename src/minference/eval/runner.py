@@ -80,7 +80,7 @@ def run_cells(
         ValueError: the folder holds results of another model, or a method refuses its options.
     """
     records = Records.open(folder)
-    _check_same_model(records, subject.name)
+    check_same_model(records, subject.name)
     for spec in specs:
         build_method(spec, subject.model.config)  # what it refuses is said before any work
     todo = [(cell, seed) for cell in cells for seed in range(cell.prompts)]
@@ -90,7 +90,7 @@ def run_cells(
         for cell, seed in todo
         if any((missing := {s: _missing(cell, seed, s.label, done) for s in specs}).values())
     ]
-    records.append([_facts(subject, specs, command)])
+    records.append([run_facts(subject, specs, command)])
     measure = subject.measure()
     methods: dict[tuple[Cell, str], Method] = {}
     samples = draw_all([cell.order(seed) for cell, seed, _ in work], measure, workers)
@@ -166,7 +166,8 @@ def _lines(
     return lines
 
 
-def _facts(subject: Subject, specs: list[MethodSpec], command: str) -> Record:
+def run_facts(subject: Subject, specs: list[MethodSpec], command: str) -> Record:
+    """The record of a run: model, methods, machine and versions."""
     device = subject.model.device
     on_gpu = device.type == "cuda"
     return {
@@ -182,7 +183,8 @@ def _facts(subject: Subject, specs: list[MethodSpec], command: str) -> Record:
     }
 
 
-def _check_same_model(records: Records, name: str) -> None:
+def check_same_model(records: Records, name: str) -> None:
+    """Raises ValueError where a folder holds results of another model."""
     others = {record["model"] for record in records.of("run")} - {name}
     if others:
         raise ValueError(
