@@ -7,7 +7,7 @@ from torch import Tensor
 
 from minference.index import SparseIndex
 from minference.methods.base import Context, Method
-from minference.ops.build import assemble
+from minference.ops.build import Layout, assemble
 from minference.ops.groups.api import grouped_blocks, guard_blocks
 from minference.ops.groups.plan import MIN_FLOOR, Plan
 
@@ -54,8 +54,9 @@ class Grouped(Method):
                 f"floor must be {MIN_FLOOR} blocks to cap = {self.cap}, got {self.floor}"
             )
 
-    def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
-        plan = Plan(
+    def plan(self, layout: Layout) -> Plan:
+        """What is estimated and kept of a call."""
+        return Plan(
             rows=self.rows,
             cell=self.cell,
             sum_cell=max(self.cell, 16),
@@ -64,9 +65,11 @@ class Grouped(Method):
             cap=self.cap,
             mass=self.mass,
         )
+
+    def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
         layout = context.layout
         how = {"scale": context.scale, "softcap": context.softcap, "impl": context.impl}
-        lists, candidates = grouped_blocks(q, k, layout, plan, **how)
+        lists, candidates = grouped_blocks(q, k, layout, self.plan(layout), **how)
         if self.target:
             lists = guard_blocks(q, k, lists, candidates, layout, target=self.target, **how).lists
         return assemble(layout, k.shape[1], blocks=lists, group_tiles=1)
