@@ -54,6 +54,11 @@ class Method(ABC):
                 f"min_seq_len must be None or at least 0 tokens, got {self.min_seq_len}"
             )
 
+    @property
+    def keys_per_row(self) -> float | None:
+        """Most keys a row that the budgets buy, on average over the heads; None without budgets."""
+        return None
+
     @abstractmethod
     def build_index(
         self, q: Float[Tensor, "B H L D"], k: Float[Tensor, "B Hkv N D"], context: Context

@@ -3,13 +3,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Self
 
 from torch import Tensor
 
 from minference.errors import unknown_name
 from minference.head_patterns import HeadPatterns
-from minference.index import SparseIndex, merge_heads
+from minference.index import BLOCK, SparseIndex, merge_heads
 from minference.methods.base import Context, Method
 from minference.ops.build import (
     a_shape_index,
@@ -58,6 +59,16 @@ class MInference(Method):
         """The method with the patterns of a supported model id or of a pattern file."""
         return cls(patterns=HeadPatterns.from_pretrained(name_or_path), **options)  # type: ignore[arg-type]
 
+    @cached_property
+    def keys_per_row(self) -> float | None:  # type: ignore[override]
+        """Most keys a row that the budgets buy, on average over the heads that have any; None where
+        they shrink with the context, or where lines are covered whatever they cost."""
+        if self.selection != "budget" or self.budget_length is not None:
+            return None
+        own = [_most_keys(pattern) for layer in self.patterns.patterns for pattern in layer]
+        bought = [keys for keys in own if keys is not None]
+        return sum(bought) / len(bought) if bought else None
+
     def layer_patterns(self, context: Context) -> list[Pattern]:
         """The pattern of each of this call's heads."""
         own = [self.patterns.patterns[context.layer][head] for head in context.heads]
@@ -78,6 +89,17 @@ class MInference(Method):
             chosen = [own[head] for head in heads]
             parts.append((heads, _BUILDERS[kind](self, q, k, context, heads, chosen)))
         return merge_heads(parts, q.shape[1])
+
+
+def _most_keys(pattern: Pattern) -> int | None:
+    match pattern:
+        case VerticalSlash():
+            return BLOCK * offset_budget(pattern.slash) + pattern.vertical
+        case AShape() | TriShape():
+            return pattern.sink + pattern.local
+        case BlockSparse():
+            return BLOCK * pattern.topk
+    return None
 
 
 def _vertical_slash(

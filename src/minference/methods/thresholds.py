@@ -1,14 +1,21 @@
 """From which length on a method is worth its index, by device. Floor 3."""
 
+import math
+
 from minference.methods.base import Method
 
 CPU_TOKENS = 4096
 CUDA_TOKENS = 16384
-"""Not yet measured end to end; an assumption on the safe side."""
+CUDA_TOKENS_PER_KEY = 1.8
+"""On an H100, index and kernel of a layer beat FA3 from 16K tokens on where the budgets can buy at
+most 80 % of the causal area, which is when the context has 1.8 times the keys of a row:
+benchmarks/results/break_even_h100.jsonl, random values, so that nothing helps."""
 
 
 def min_seq_len(method: Method, device_type: str) -> int:
     """Context length below which the dense kernel serves: the method's own, else the device's."""
     if method.min_seq_len is not None:
         return method.min_seq_len
-    return CUDA_TOKENS if device_type == "cuda" else CPU_TOKENS
+    if device_type != "cuda":
+        return CPU_TOKENS
+    return max(CUDA_TOKENS, math.ceil(CUDA_TOKENS_PER_KEY * (method.keys_per_row or 0)))

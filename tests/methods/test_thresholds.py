@@ -1,0 +1,33 @@
+"""Dense below the measured length; longer where budgets would buy most of the causal area."""
+
+import pytest
+
+from minference.head_patterns import HeadPatterns, default_patterns
+from minference.methods import AShape, MInference
+from minference.methods.thresholds import CPU_TOKENS, CUDA_TOKENS, min_seq_len
+
+
+def test_large_budgets_need_longer_prompts() -> None:
+    method = MInference(patterns=default_patterns(2, 4))
+    # 194 offsets of 64 keys and 1000 columns
+    assert method.keys_per_row == 194 * 64 + 1000
+    assert 24_000 < min_seq_len(method, "cuda") < 24_576
+    assert min_seq_len(method, "cpu") == CPU_TOKENS
+
+
+@pytest.mark.parametrize("options", [{"selection": "lines"}, {"budget_length": 131072}])
+def test_budgets_without_a_bound_keep_the_measured_length(options: dict) -> None:
+    method = MInference(patterns=default_patterns(2, 4), **options)
+    assert method.keys_per_row is None
+    assert min_seq_len(method, "cuda") == CUDA_TOKENS
+
+
+def test_searched_tables_and_other_methods_start_at_the_measured_length() -> None:
+    table = HeadPatterns.from_pretrained("gradientai/Llama-3-8B-Instruct-262k")
+    assert min_seq_len(MInference(patterns=table), "cuda") == CUDA_TOKENS
+    assert min_seq_len(AShape(), "cuda") == CUDA_TOKENS
+
+
+def test_the_method_decides_where_it_says_so() -> None:
+    method = MInference(patterns=default_patterns(1, 1), min_seq_len=7)
+    assert min_seq_len(method, "cuda") == min_seq_len(method, "cpu") == 7
