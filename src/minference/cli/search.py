@@ -33,7 +33,7 @@ def search(
     lengths: str = typer.Option("8k", help="Lengths of the generated prompts, as 8k,16k."),
     samples: int = typer.Option(1, help="Generated prompts of each task and length."),
     seed: int = typer.Option(0, help="First seed of the generated prompts."),
-    space: str = typer.Option("paper", help="paper, published or wide."),
+    space: str = typer.Option("wide", help="wide, paper or published."),
     objective: str = typer.Option("output", help="output (with the values) or mass."),
     recall: float | None = typer.Option(None, help="Grow budgets until heads keep that mass."),
     rows: int = typer.Option(64, help="Rows of each prompt to compare."),

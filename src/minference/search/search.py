@@ -46,7 +46,7 @@ class Settings:
             "counted" by its amount, "auto" is fitted on CUDA and counted elsewhere.
     """
 
-    space: str = "paper"
+    space: str = "wide"
     target: Pattern | None = TARGET
     objective: str = "output"
     rows: int = 64

@@ -1,6 +1,7 @@
 """Candidate patterns, and how they are brought to the same cost (arXiv 2407.02490, algorithm 1)."""
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -89,15 +90,12 @@ def _nearest(candidate: Pattern, target: float, model: CostModel, length: int) -
     def cost(steps: int) -> float:
         return model.row_cost(served(with_budget(steps * step), length), length)
 
-    low, high = 1, BASIS // step
-    while low < high:
-        middle = (low + high) // 2
-        if cost(middle) < target:
-            low = middle + 1
-        else:
-            high = middle
-    near = (low - 1, low) if low > 1 else (low,)
-    return with_budget(step * min(near, key=lambda steps: abs(cost(steps) - target)))
+    most = BASIS // step
+    above = bisect_left(range(1, most), target, key=cost) + 1
+    near = (above - 1, above) if above > 1 else (above,)
+    best = min(near, key=lambda steps: abs(cost(steps) - target))
+    # blocks are whole: of the budgets that cost as much, the largest
+    return with_budget(step * bisect_right(range(1, most), cost(best), key=cost))
 
 
 def _free(candidate: Pattern) -> tuple[Callable[[int], Pattern], int]:
