@@ -3,6 +3,8 @@
 python benchmarks/peer_times.py --length 128k --methods xattention:stride=16 flexprefill \
     --out benchmarks/results/peer_times.jsonl
 
+python benchmarks/peer_times.py --table benchmarks/results/peer_times.jsonl
+
 The heads of the first layers that together make 32 query heads are put side by side, so that one
 call has the shape of a layer of an 8B model with the content of a model that retrieves.
 """
@@ -10,6 +12,7 @@ call has the shape of a layer of an 8B model with the content of a model that re
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +111,20 @@ def timed(
     return record
 
 
+def table(path: Path) -> str:
+    """Records as a table in Markdown."""
+    rows = ["| tokens | method | kernel | density | index | kernel alone | both | dense |"]
+    rows.append("|---|---|---|---|---|---|---|---|")
+    for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        times = [
+            f"{record[f'{part}_ms']:.1f} ms" if record["gate"] else "wrong"
+            for part in ("index", "kernel", "together", "dense")
+        ]
+        cells = [f"{record['length'] >> 10}K", f"`{record['method']}`", record["impl"]]
+        rows.append("| " + " | ".join([*cells, f"{record['density']:.3f}", *times]) + " |")
+    return "\n".join(rows)
+
+
 def main() -> int:
     """Times every method; 1 if any gate was red."""
     made = argparse.ArgumentParser(description=__doc__)
@@ -117,7 +134,11 @@ def main() -> int:
     made.add_argument("--impl", default="auto")
     made.add_argument("--trace", action="store_true", help="print the longest parts of each index")
     made.add_argument("--out", type=Path, default=None, help="JSONL file to append to")
+    made.add_argument("--table", type=Path, default=None, help="print a file's records")
     given = made.parse_args()
+    if given.table is not None:
+        sys.stdout.write(table(given.table) + "\n")
+        return 0
     device = default_device()
     recorder = Recorder(given.out)
     red = False
