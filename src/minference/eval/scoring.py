@@ -59,16 +59,15 @@ class Layers:
         """From the records of an attached model; layers that they do not tell of, such as those
         with a window, are the host's own and count as dense."""
         found = {int(record["layer"]): record for record in records}
+
+        def of_each(name: str, dense: float) -> list[float]:
+            return [round(found.get(layer, {}).get(name, dense), 5) for layer in range(layers)]
+
         return cls(
-            *(
-                [round(found.get(layer, {}).get(name, dense), 5) for layer in range(layers)]
-                for name, dense in (
-                    ("density", 1.0),
-                    ("recall", 1.0),
-                    ("recall_min", 1.0),
-                    ("output_error", 0.0),
-                )
-            )
+            density=of_each("density", 1.0),
+            recall=of_each("recall", 1.0),
+            recall_min=of_each("recall_min", 1.0),
+            output_error=of_each("output_error", 0.0),
         )
 
 
