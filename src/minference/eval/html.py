@@ -28,7 +28,7 @@ WRONG_ANSWERS = 20
 _DPI = 110
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1400px; margin: 2rem auto;
   padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 .wide { overflow-x: auto; }
@@ -37,7 +37,8 @@ th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align
   white-space: nowrap; }
 th { background: var(--soft); }
 img { max-width: 100%; border-radius: 4px; background: white; }
-code { font-size: .84rem; } pre { background: var(--soft); padding: .7rem; overflow-x: auto; }
+code { font-size: .84rem; } pre { background: var(--soft); padding: .7rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 
@@ -90,7 +91,7 @@ def _figures(lines: Sequence[Record]) -> Iterator[tuple[str, tuple[str, Figure]]
         yield f"needle-{_slug(method)}", (title, figure)
     points = recall_points(lines)
     if points:
-        title = "Recall against density, by layer"
+        title = "Recall against density by layer, means over all prompts"
         yield "recall", (title, recall_figure(points, title=title))
 
 

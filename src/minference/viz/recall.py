@@ -76,6 +76,8 @@ def recall_figure(points: Sequence[RecallPoint], *, title: str) -> Figure:
     left.set_xlabel("density: share of the causal area computed")
     left.set_ylabel("recall: share of the attention mass kept")
     left.set_xscale("log")
+    left.xaxis.set_major_formatter("{x:.2g}")
+    left.xaxis.set_minor_formatter("{x:.2g}")
     right.set_xlabel("layer")
     right.set_ylabel("recall, mean of the layer")
     for panel in (left, right):
