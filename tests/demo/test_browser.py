@@ -96,7 +96,7 @@ def test_a_hidden_fact_is_found_by_both_sides(page: Any) -> None:
     assert value(page, "dense", "density") == "1.000"
     assert 0 < float(value(page, "sparse", "density")) < 0.6
     for side in ("dense", "sparse"):
-        assert float(value(page, side, "time to first token").removesuffix(" s")) > 0
+        assert float(value(page, side, "first token after").removesuffix(" s")) > 0
     page.wait_for_function("document.querySelector('#picture img').naturalWidth > 500")
 
 

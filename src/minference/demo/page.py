@@ -18,12 +18,13 @@ from minference.eval.side_by_side import Answer
 FACT, OWN = "A fact hidden in Python's documentation", "My own text"
 LENGTHS = ("4k", "8k", "16k", "32k", "64k", "128k")
 _CSS = """
+.sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(215px, 1fr)); gap: 16px; }
 .side { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px 16px; }
 .side h3 { margin: 0 0 8px; }
 .side dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; margin: 0; }
 .side dt { opacity: 0.75; }
 .side dd { margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.side dd.big { font-size: 1.5em; line-height: 1.1; }
+.side dd.big { font-size: 1.4em; line-height: 1.1; white-space: nowrap; }
 #status .failed { color: #b91c1c; font-weight: 600; }
 .dark #status .failed { color: #fca5a5; }
 #question { opacity: 0.8; overflow-wrap: anywhere; white-space: pre-wrap; }
@@ -45,9 +46,7 @@ def build_page(session: Session) -> gr.Blocks:
                 button = gr.Button("Answer dense and sparse", variant="primary", elem_id="go")
             with gr.Column(scale=3):
                 status = gr.HTML("Fill in the form and press the button.", elem_id="status")
-                with gr.Row():
-                    dense = gr.HTML(_side("dense", None), elem_id="dense")
-                    sparse = gr.HTML(_side("sparse", None), elem_id="sparse")
+                sides = gr.HTML(_sides(None, None), elem_id="sides")
                 question = gr.HTML("", elem_id="question")
                 picture = gr.Image(
                     show_label=False,
@@ -64,9 +63,7 @@ def build_page(session: Session) -> gr.Blocks:
                 yield _parts(shown)
 
         # one at a time: what is measured must not share the machine with itself
-        button.click(
-            answer, inputs, [status, question, dense, sparse, picture], concurrency_limit=1
-        )
+        button.click(answer, inputs, [status, question, sides, picture], concurrency_limit=1)
     return page
 
 
@@ -110,7 +107,7 @@ def _form(session: Session) -> list[Component]:
         tokens = gr.Dropdown(
             list(LENGTHS), value="8k", label="Tokens", allow_custom_value=True, elem_id="tokens"
         )
-        depth = gr.Slider(0, 1, 0.5, step=0.05, label="Depth of the fact (0 is the beginning)")
+        depth = gr.Slider(0, 1, 0.5, step=0.05, label="Depth of the fact, 0 first")
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
     with gr.Group(visible=False) as own:
         text = gr.Textbox(
@@ -128,8 +125,8 @@ def _form(session: Session) -> list[Component]:
     )
     with gr.Row():
         layers, heads = config.num_hidden_layers, config.num_attention_heads
-        layer = gr.Slider(0, layers - 1, layers // 2, step=1, label="Layer to draw")
-        head = gr.Slider(0, heads - 1, 0, step=1, label="Head to draw")
+        layer = gr.Slider(0, layers - 1, 2 * layers // 3, step=1, label="Layer")
+        head = gr.Slider(0, heads - 1, heads // 2, step=1, label="Head")
     upload.upload(_read, upload, text)
     source.change(
         lambda chosen: (gr.update(visible=chosen == FACT), gr.update(visible=chosen == OWN)),
@@ -161,19 +158,22 @@ def _filled(
     )
 
 
-def _parts(shown: Shown) -> tuple[str, str, str, str, str | None]:
+def _parts(shown: Shown) -> tuple[str, str, str, str | None]:
     kind = "failed" if shown.failed else "told"
     return (
         f'<p class="{kind}">{escape(shown.status)}</p>',
         escape(shown.question or ""),
-        _side("dense", shown.dense),
-        _side("sparse", shown.sparse),
+        _sides(shown.dense, shown.sparse),
         None if shown.picture is None else str(shown.picture),
     )
 
 
+def _sides(dense: Answer | None, sparse: Answer | None) -> str:
+    return f'<div class="sides">{_side("dense", dense)}{_side("sparse", sparse)}</div>'
+
+
 def _side(name: str, answer: Answer | None) -> str:
-    rows = [("time to first token", "-"), ("density", "-"), ("answer", "-")]
+    rows = [("first token after", "-"), ("density", "-"), ("answer", "-")]
     if answer is not None:
         values = f"{answer.seconds:.2f} s", f"{answer.density:.3f}", answer.text
         rows = [(label, value) for (label, _), value in zip(rows, values, strict=True)]
@@ -182,7 +182,7 @@ def _side(name: str, answer: Answer | None) -> str:
         f"data-value='{label}'>{escape(value)}</dd>"
         for number, (label, value) in enumerate(rows)
     )
-    return f'<div class="side"><h3>{name.capitalize()}</h3><dl>{cells}</dl></div>'
+    return f'<div class="side" id="{name}"><h3>{name.capitalize()}</h3><dl>{cells}</dl></div>'
 
 
 def _read(path: str) -> str:
