@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from index_time import host_ms
 from torch import Tensor
 
 from minference.bench.attention import Shape, dense_records
@@ -101,12 +102,18 @@ def main() -> None:
             record = {"op": "layer", "case": case, "impl": options.impl, **shape.to_dict()}
             calls = layer_calls(*method_of(case, options.heads), qkv, options.impl)
             record |= {f"{part}_ms": measure(call, device).ms_p50 for part, call in calls.items()}
+            record |= {
+                f"{part}_host_ms": host_ms(call, device)
+                for part, call in calls.items()
+                if device.type == "cuda"
+            }
             record["dense_ms"] = best[length]
             taken.setdefault(length, []).append(float(str(record["together_ms"])))
             recorder.write(record)
             print(
                 f"{length} {case}: index {record['index_ms']}, kernel {record['kernel_ms']}, "
-                f"together {record['together_ms']}, dense {best[length]} ms"
+                f"together {record['together_ms']}, dense {best[length]} ms, host "
+                f"{record.get('index_host_ms')} and {record.get('kernel_host_ms')} ms"
             )
         del qkv
     found = crossing(best, taken)

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minference.index import Ragged
+from minference.index import Ragged, device_ints
 from minference.ops._dispatch import resolve_impl
 from minference.ops.checks import check_qkv
 from minference.ops.estimate.api import last_query_masses
-from minference.ops.estimate.reference import ROWS
 from minference.ops.select.api import (
     LOCAL_BAND,
     SINK_COLUMNS,
@@ -19,7 +19,7 @@ from minference.ops.select.api import (
     select_columns,
     select_offsets,
 )
-from minference.ops.select.reference import offset_slots
+from minference.ops.select.reference import local_offsets, offset_slots
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +73,21 @@ def best_lines(
         masses = last_query_masses(q, k, first, stop, scale=scale, softcap=softcap, impl=name)
         by_column, by_offset = masses if own == every else (x[:, own] for x in masses)
         return Lines(select_columns(by_column, columns), *select_offsets(by_offset, offsets))
-    found = _best_lines(
-        q, k, first, stop, own, list(columns), list(offsets), scale, softcap, SINK_COLUMNS,
-        LOCAL_BAND, ROWS,
-    )  # fmt: skip
+    found = _best_lines(q, k, first, stop, own, list(columns), list(offsets), scale, softcap)
     return Lines(Ragged(*found[:3]), Ragged(*found[3:6]), found[6])
+
+
+@lru_cache(maxsize=256)
+def _limits(columns: tuple[int, ...], offsets: tuple[int, ...], kv_len: int) -> tuple[int, ...]:
+    """For each list the columns at most, the columns of the lists before it, the offsets at most;
+    then the columns of all lists."""
+    flat, room = [], 0
+    forced, slots = local_offsets(LOCAL_BAND), offset_slots(kv_len)
+    for own_columns, own_offsets in zip(columns, offsets, strict=True):
+        limit = min(max(own_columns, SINK_COLUMNS), kv_len)
+        flat += [limit, room, min(max(own_offsets, forced), slots)]
+        room += limit
+    return *flat, room
 
 
 @torch.library.custom_op("minference::best_lines", mutates_args=())
@@ -91,29 +101,29 @@ def _best_lines(
     offsets: list[int],
     scale: float,
     softcap: float,
-    sink: int,
-    local: int,
-    rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from minference.ops.estimate import triton as estimate
     from minference.ops.lines import triton as kernel
 
-    sums = estimate.line_sums(q, k, first, stop, scale=scale, softcap=softcap, rows=rows)
-    x, y, bits = kernel.best_lines(sums, first, stop, heads, columns, offsets, sink, local)
+    sums = estimate.line_sums(q, k, first, stop, scale=scale, softcap=softcap)
+    numbers = _limits(tuple(columns), tuple(offsets), k.shape[2])
+    given = (device_ints(tuple(heads), q.device), device_ints(numbers, q.device), numbers[-1])
+    forced = SINK_COLUMNS, local_offsets(LOCAL_BAND)
+    x, y, bits = kernel.best_lines(sums, first, stop, *given, *forced)
     return x.values, x.start, x.count, y.values, y.start, y.count, bits
 
 
 @_best_lines.register_fake
-def _(q, k, first, stop, heads, columns, offsets, scale, softcap, sink, local, rows):  # noqa: ANN001, ANN202
-    batch, n, slots = len(q), k.shape[2], offset_slots(k.shape[2])
-    room = max(1, batch * sum(min(max(budget, sink), n) for budget in columns))
+def _(q, k, first, stop, heads, columns, offsets, scale, softcap):  # noqa: ANN001, ANN202
+    batch, slots = len(q), offset_slots(k.shape[2])
+    room = sum(min(max(budget, SINK_COLUMNS), k.shape[2]) for budget in columns)
     shape = (batch, len(heads), 1)
 
     def ints(*sizes: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return q.new_empty(sizes, dtype=dtype)
 
     lists = [
-        (ints(values), ints(*shape, dtype=torch.int64), ints(*shape))
-        for values in (room, max(1, batch * len(heads) * slots))
+        (ints(max(1, values)), ints(*shape, dtype=torch.int64), ints(*shape))
+        for values in (batch * room, batch * len(heads) * slots)
     ]
     return *lists[0], *lists[1], ints(*shape, -(-slots // 32))

@@ -6,17 +6,15 @@ groups and offsets, a program a list; the second collects the columns above the 
 program of a list comes last ranks them. Equal inputs give equal lists, whatever comes last.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from jaxtyping import Int
 from torch import Tensor
 
-from minference.index import Ragged, device_ints
+from minference.index import Ragged
 from minference.ops.estimate.triton import LineSums, offset_mass
-from minference.ops.select.reference import local_offsets, offset_slots
+from minference.ops.select.reference import offset_slots
 
 CHUNK = 2048
 PROGRAMS = 32
@@ -222,60 +220,57 @@ def _collect_columns(
         )  # fmt: skip
 
 
-def _limits(
-    columns: Sequence[int], offsets: Sequence[int], sink: int, forced: int, n: int, slots: int
-) -> tuple[int, ...]:
-    """For each list the columns at most, the columns of the lists before it, the offsets at most;
-    then the columns of all lists."""
-    flat, room = [], 0
-    for own_columns, own_offsets in zip(columns, offsets, strict=True):
-        limit = min(max(own_columns, sink), n)
-        flat += [limit, room, min(max(own_offsets, forced), slots)]
-        room += limit
-    return *flat, room
-
-
 def best_lines(
     sums: LineSums,
     first: Int[Tensor, " B"],
     stop: Int[Tensor, " B"],
-    heads: Sequence[int],
-    columns: Sequence[int],
-    offsets: Sequence[int],
+    heads: Int[Tensor, " h"],
+    limits: Int[Tensor, " n"],
+    room: int,
     sink: int,
     local: int,
 ) -> tuple[Ragged, Ragged, Int[Tensor, "B h 1 W"]]:
     """The columns and the offsets of most mass of some heads, and the offsets' bitmap.
 
-    The lists stand one after another, those of columns each with room for its budget.
+    The first `sink` columns and the first `local` slots of offsets are always kept. The lists stand
+    one after another, those of columns each with room for its budget.
+
+    Args:
+        sums: what the estimate left.
+        first: buffer place of each batch row's first real key.
+        stop: buffer place after its last real key.
+        heads: numbers of the heads to choose for.
+        limits: three numbers a list, and one: the columns at most, the columns of the lists before
+            it, the offsets at most; then `room`.
+        room: columns at most of all lists of a batch row.
+        sink: columns from the first on.
+        local: slots from the first on.
     """
     device = sums.columns.device
     batch, all_heads, n = sums.columns.shape
     tiles, groups = sums.tops.shape[2:]
-    slots, forced = offset_slots(n), local_offsets(local)
-    numbers = _limits(columns, offsets, sink, forced, n, slots)
-    limits, own = device_ints(numbers, device), device_ints(tuple(heads), device)
-    lists, words = len(heads), -(-slots // 32)
+    lists, slots = len(heads), offset_slots(n)
+    words = -(-slots // 32)
     parts = min(PROGRAMS, triton.next_power_of_2(triton.cdiv(n, CHUNK)))
     span = -(-n // parts)
 
     def ints(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
-    def ragged(room: int) -> Ragged:
+    def ragged(values: int) -> Ragged:
         shape = (batch, lists, 1)
-        return Ragged(ints(max(1, room)), ints(*shape, dtype=torch.int64), ints(*shape))
+        return Ragged(ints(max(1, values)), ints(*shape, dtype=torch.int64), ints(*shape))
 
-    by_column, by_offset = ragged(batch * numbers[-1]), ragged(batch * lists * slots)
+    by_column, by_offset = ragged(batch * room), ragged(batch * lists * slots)
     bits, state = ints(batch, lists, 1, words), ints(batch * lists, 2)
     found, counts = ints(batch * lists, parts * span), ints(batch * lists, parts)
     _rank_lists[(2 * batch * lists,)](
         sums.tops, sums.parts, state, by_column.start, by_offset.values, by_offset.start,
-        by_offset.count, bits, own, limits, first, stop, all_heads, lists, n, tiles, slots, forced,
+        by_offset.count, bits, heads, limits, first, stop, all_heads, lists, n, tiles, slots, local,
         words, groups, CHUNK, num_warps=8,
     )  # fmt: skip
     _collect_columns[(parts, batch * lists)](
         sums.columns, state, found, counts, by_column.values, by_column.start, by_column.count,
-        own, limits, all_heads, lists, n, sink, span, parts, CHUNK, WIDE, num_warps=8,
+        heads, limits, all_heads, lists, n, sink, span, parts, CHUNK, WIDE, num_warps=8,
     )  # fmt: skip
     return by_column, by_offset, bits

@@ -1,7 +1,5 @@
 """Keep the columns and block offsets of most estimated mass, budgets a head."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -42,7 +40,7 @@ def select_offsets(
     return Ragged(*lists), bits
 
 
-def check_budgets(budgets: Sequence[int], heads: int) -> None:
+def check_budgets(budgets: tuple[int, ...], heads: int) -> None:
     """Raise ValueError unless there is a whole number of at least 0 for each head."""
     if len(budgets) != heads:
         raise ValueError(
