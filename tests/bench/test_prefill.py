@@ -78,6 +78,15 @@ def test_a_planted_run_finds_the_planted_pattern(kv: str) -> None:
     assert bool((masses[:, planted].mean(dim=1) > 2 * masses[:, ~planted].mean(dim=1)).all())
 
 
+def test_a_single_run_counts_compilation(tmp_path: Path) -> None:
+    out = tmp_path / "prefill.jsonl"
+    sizes = ["--lengths", "512", "--runs", "dense", "--once", "--out", str(out)]
+    assert CliRunner().invoke(app, ["bench", "prefill", *TINY, *sizes]).exit_code == 0
+    (record,) = (json.loads(line) for line in out.read_text().splitlines())
+    assert record["first_run_s"] is None
+    assert record["first_token_s"] > 0
+
+
 def test_extrapolation_squares_the_attention_alone() -> None:
     names = dict.fromkeys(("op", "impl", "model", "layers", "dtype", "kv", "fuse"), "x")
     measured = {**names, "length": 100, "first_token_s": 3.0, "attention_s": 1.0}

@@ -208,6 +208,7 @@ def extrapolated(measured: Record, length: int) -> Record:
 def run(
     name: str, shape: ModelShape, lengths: list[int], *, dense_up_to: int, dtype: torch.dtype,
     device: torch.device, options: dict[str, Any], kinds: tuple[str, ...] = RUNS,
+    once: bool = False,
 ) -> Iterator[Record]:  # fmt: skip
     """Records of each length, shortest first; each is its second run, after one with a single
     decoded token whose time, compilation included, is kept as `first_run_s`.
@@ -221,6 +222,7 @@ def run(
         device: where to build and run.
         options: of `attach`.
         kinds: of RUNS.
+        once: leave the first runs out, so that compilation and the first pinned memory count.
     """
     model = shape.build(max(lengths) + DECODED + 1, device, dtype)
     own = {"model": name, "layers": shape.layers, "dtype": str(dtype).removeprefix("torch.")}
@@ -242,8 +244,10 @@ def run(
             def method(kind: str = kind) -> Method:
                 return Dense() if kind == "dense" else MInference(patterns=shape.patterns())
 
-            first = measure(model, ids, method(), decoded=1, **more)["first_token_s"]
-            record = head | measure(model, ids, method(), **more) | {"first_run_s": first}
+            first = None if once else measure(model, ids, method(), decoded=1, **more)
+            gc.collect()
+            record = head | measure(model, ids, method(), **more)
+            record["first_run_s"] = first and first["first_token_s"]
             longest = record if kind == "dense" else longest
             del plant, more
             gc.collect()
@@ -265,6 +269,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="minference bench prefill", description=__doc__)
     made.add_argument("--model", choices=list(SHAPES), default="llama-3-8b")
     made.add_argument("--lengths", type=parse_length, nargs="+", default=[1 << 15, 1 << 17])
+    made.add_argument("--once", action="store_true", help="no first run: compilation counts")
     made.add_argument("--runs", choices=RUNS, nargs="+", default=list(RUNS))
     made.add_argument("--layers", type=int, default=None, help="the first layers only")
     made.add_argument("--dense-up-to", type=parse_length, default=1 << 18)
@@ -295,6 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
         device=default_device(),
         options=options,
         kinds=tuple(given.runs),
+        once=given.once,
     )
     for record in records:
         sys.stdout.write(summary(recorder.write(record)) + "\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import cache, partial
 
 import pytest
@@ -84,6 +86,25 @@ def test_what_torch_keeps_pinned_is_free(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "host_memory_stats", lambda: stats)
     assert memory.free_memory(torch.device("cpu")) > before + (7 << 40)
+
+
+def test_a_cache_in_a_cycle_is_collected_before_a_prompt_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Held:
+        """A cache whose layers know each other."""
+
+    held = Held()
+    held.self = held
+    alive = weakref.ref(held)
+    del held
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0 if alive() else 1 << 40)
+    gc.disable()
+    try:
+        assert memory.check_memory(tiny_model(), 1000).new > 0
+    finally:
+        gc.enable()
+    assert alive() is None
 
 
 def test_bad_fuse_without_chunks() -> None:
