@@ -298,10 +298,11 @@ def test_engines_that_would_be_wrong_are_refused(
 
 def test_the_length_threshold_is_that_of_all_hosts() -> None:
     from minference.integrations.vllm.launch import min_context
-    from minference.methods.thresholds import CPU_TOKENS, CUDA_TOKENS
+    from minference.methods.thresholds import CPU_TOKENS, min_seq_len
 
     assert min_context(EVERYTHING, "cpu") == CPU_TOKENS
-    assert min_context(EVERYTHING, "cuda") == CUDA_TOKENS
+    for method in (EVERYTHING, methods.AShape(sink=8, local=64)):
+        assert min_context(method, "cuda") == min_seq_len(method, "cuda")
     assert min_context(methods.AShape(min_seq_len=5), "cuda") == 5
     assert min_context(methods.Dense(), "cuda") > 1 << 40
 
