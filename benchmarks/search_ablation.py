@@ -23,11 +23,13 @@ from minference.bench.records import Recorder
 from minference.bench.timing import measure
 from minference.eval.tasks import make_sample
 from minference.integrations.transformers.load import load
+from minference.json_files import write_text
 from minference.lengths import parse_length
 from minference.methods.base import Context
 from minference.methods.minference import MInference
 from minference.ops.attention.api import sparse_attention
 from minference.patterns import AShape, BlockSparse, Pattern, VerticalSlash
+from minference.search.card import model_card
 from minference.search.cost import CostModel
 from minference.search.found import Found, choose
 from minference.search.progress import Scores
@@ -87,13 +89,15 @@ def main() -> None:
         cost,
         options.model,
     )
+    print(f"searched {len(found)} tables", flush=True)
     held_out = prompts("heldout", 0, options.held_out)
-    scored = {name: scores_of(llm, held_out, own, settings.rows) for name, own in found.items()}
+    scored = scores_of(llm, held_out, found, settings.rows)
     times = layer_times(llm, held_out[0], found)
     recorder = Recorder(options.out)
     for name, own in found.items():
         if options.tables is not None:
             own.patterns.save(options.tables / f"{name}.json")
+            write_text(options.tables / f"{name}.md", model_card(own, f"{name}.json"))
         row_costs = [
             cost.row_cost(served(p, options.length), options.length)
             for row in own.rows
@@ -167,21 +171,28 @@ def search_tables(
     return tables
 
 
-def scores_of(llm: object, prompts: Sequence[Tensor], found: Found, rows: int) -> dict[str, Tensor]:
-    """Mean over layers and heads of each prompt, by objective."""
-    taken: dict[str, list[float]] = {objective: [] for objective in OBJECTIVES}
+def scores_of(
+    llm: object, prompts: Sequence[Tensor], found: dict[str, Found], rows: int
+) -> dict[str, dict[str, Tensor]]:
+    """Mean over layers and heads of each prompt, by table and objective."""
+    taken = {name: {objective: [] for objective in OBJECTIVES} for name in found}
     for ids in prompts:
-        sums: dict[str, list[Tensor]] = {objective: [] for objective in OBJECTIVES}
+        sums = {name: {objective: [] for objective in OBJECTIVES} for name in found}
 
         def score(context: Context, q: Tensor, k: Tensor, v: Tensor, sums: dict = sums) -> None:
-            own = LayerScorer(Call(q, k, v, context), rows).scores(found.patterns[context.layer])
-            for objective, values in own.items():
-                sums[objective].append(values)
+            scorer = LayerScorer(Call(q, k, v, context), rows)
+            for name, own in found.items():
+                for objective, values in scorer.scores(own.patterns[context.layer]).items():
+                    sums[name][objective].append(values)
 
         observe_layers(llm, ids, score)  # type: ignore[arg-type]
-        for objective, values in sums.items():
-            taken[objective].append(float(torch.cat(values).mean()))
-    return {objective: torch.tensor(values) for objective, values in taken.items()}
+        for name, own in sums.items():
+            for objective, values in own.items():
+                taken[name][objective].append(float(torch.cat(values).mean()))
+    return {
+        name: {objective: torch.tensor(values) for objective, values in own.items()}
+        for name, own in taken.items()
+    }
 
 
 def layer_times(llm: object, ids: Tensor, found: dict[str, Found]) -> dict[str, float]:
