@@ -71,7 +71,7 @@ class Request(ABC):
 @dataclass(frozen=True, eq=False)
 class PagedRequest(Request):
     """A request in a GPU's pages. Triton reads keys and values in place; the Hopper kernel, where
-    it serves the call, is faster than that by more than the copy of a part costs.
+    it serves the call, gets copies of both.
 
     Attributes:
         key_pages: keys [pages, page_size, Hkv, D], any strides.
