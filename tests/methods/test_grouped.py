@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from minference.methods.grouped import Grouped
+from minference.ops.build import Layout
 from minference.ops.groups.plan import spread_rows
 from minference.testing import Lines, check_method, context_for, layout_of, planted_qkv, random_qkv
 
@@ -36,6 +37,14 @@ def test_chunk_keeps_the_same_blocks_in_whole_groups_as_the_full_prompt() -> Non
     for tile in range(8):
         for head in range(2):
             assert torch.equal(part.blocks.row(0, head, tile), whole.blocks.row(0, head, 8 + tile))
+
+
+def test_cells_grow_with_contexts_beyond_128k() -> None:
+    first, stop = torch.zeros(1), torch.ones(1)
+    lengths = (1 << 10, 1 << 17, (1 << 17) + 1, 1 << 20, 1 << 23)
+    plans = [Grouped(cell=4).plan(Layout(first, stop, n, n)) for n in lengths]
+    assert [plan.cell for plan in plans] == [4, 4, 8, 32, 64]
+    assert [plan.sum_cell for plan in plans] == [16, 16, 32, 64, 64]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from minference.index import SparseIndex
+from minference.index import BLOCK, SparseIndex
 from minference.methods.base import Context, Method
 from minference.ops.build import Layout, assemble
 from minference.ops.groups.api import grouped_blocks, guard_blocks
-from minference.ops.groups.plan import MIN_FLOOR, Plan
+from minference.ops.groups.plan import MIN_FLOOR, Plan, power_of_two
+
+FULL_RATE = 1 << 17
+"""Longest context whose keys are rated by cells of the length asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,8 @@ class Grouped(Method):
     Attributes:
         mass: share of the sampled rows' attention that the kept blocks hold.
         rows: evenly spaced rows of a group of 512 that are scored.
-        cell: keys whose mean stands for them when candidates are chosen, 1 to 64.
+        cell: keys whose mean stands for them when candidates are chosen, 1 to 64; in proportion
+            more beyond 128K keys.
         floor: candidate blocks that every group scores exactly, and
         share: more of them, as a share of the blocks that it can see.
         cap: most candidate blocks.
@@ -55,11 +59,16 @@ class Grouped(Method):
             )
 
     def plan(self, layout: Layout) -> Plan:
-        """What is estimated and kept of a call."""
+        """What is estimated and kept of a call.
+
+        Beyond 128K keys cells grow with the context, up to 64 keys at 2M, so that the coarse pass
+        grows with its length and not with the square.
+        """
+        cell = min(BLOCK, self.cell * power_of_two(-(-layout.kv_len // FULL_RATE)))
         return Plan(
             rows=self.rows,
-            cell=self.cell,
-            sum_cell=max(self.cell, 16),
+            cell=cell,
+            sum_cell=min(BLOCK, 4 * cell),
             floor=self.floor,
             share=self.share,
             cap=self.cap,

@@ -19,7 +19,13 @@ from minference.ops._triton import padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import GROUP_TILES, Plan, group_count, list_room
 
-HEADS_AT_ONCE = 4
+RATED_AT_ONCE = 2
+"""Query heads of a program of the coarse pass: with two, two programs share a multiprocessor; at
+128K that took 4.9 ms on an H100, four heads 5.9 ms."""
+
+WEIGHED_AT_ONCE = 4
+"""Query heads of a program of the fine pass."""
+
 LOG2_E = math.log2(math.e)
 STEP = 64
 """Cells of a step of the coarse pass."""
@@ -378,8 +384,11 @@ def grouped_blocks(
     kv_heads, kv_len = k.shape[1:3]
     share = heads // kv_heads
     exact = q.dtype == torch.float32
-    take = 1 if exact else min(HEADS_AT_ONCE, triton.next_power_of_2(share))
-    bundles = -(-share // take)
+    rated, take = (
+        1 if exact else min(most, triton.next_power_of_2(share))
+        for most in (RATED_AT_ONCE, WEIGHED_AT_ONCE)
+    )
+    parts, bundles = -(-share // rated), -(-share // take)
     items, tiles = batch * kv_heads, layout.chunk_tiles
     blocks = 2 * -(-kv_len // TILE)
     cap = list_room(layout, plan.cap)
@@ -389,7 +398,7 @@ def grouped_blocks(
     wide, cells = (mean_cells(k, layout, n) for n in (plan.sum_cell, plan.cell))
     groups = group_count(layout)
     step = max(1, min(groups, LISTS_AT_ONCE // (items * bundles)))
-    ratings = torch.empty((items, step, bundles, blocks), device=device)
+    ratings = torch.empty((items, step, parts, blocks), device=device)
     scratch = torch.empty((items, step, bundles, cap, take * plan.rows), device=device)
     masses = torch.empty((items, step, bundles, GROUP_TILES, cap), device=device)
     found = values.new_empty((batch, kv_heads, groups, cap))
@@ -398,25 +407,25 @@ def grouped_blocks(
     if softcap:
         scaling = (2 * LOG2_E * scale / softcap, softcap * LOG2_E)
     bounds = (layout.first, layout.stop)
-    own = {"HKV": kv_heads, "SHARE": share, "TAKE": take, "ROWS": plan.rows, "D": dim}
+    own = {"HKV": kv_heads, "SHARE": share, "ROWS": plan.rows, "D": dim}
     own |= {"BLOCK_D": padded_dim(dim), "SOFTCAP": bool(softcap)}
     own |= {"PRECISION": "ieee" if exact else "tf32", "STAGES": 1 if exact else 3}
     for group in range(0, groups, step):
         n = min(step, groups - group)
         places, count = values.new_empty((items, n, cap)), kept.new_empty((items, n))
-        _rate_blocks[(n, bundles, items)](
+        _rate_blocks[(n, parts, items)](
             q, wide, cells, ratings, *bounds, tuple(q.stride()[:3]), q_len, kv_len, wide.shape[2],
             cells.shape[2], blocks, group, *scaling, SUM_CELL=plan.sum_cell, CELL=plan.cell,
-            STEP=STEP, num_warps=16, **own,
+            STEP=STEP, TAKE=rated, num_warps=4, **own,
         )  # fmt: skip
         _take_candidates[(n, items)](
-            ratings, places, count, *bounds, q_len, kv_len, blocks, bundles, group, plan.floor,
-            plan.share, HKV=kv_heads, CAP=cap, NB=triton.next_power_of_2(blocks), BUNDLES=bundles,
+            ratings, places, count, *bounds, q_len, kv_len, blocks, parts, group, plan.floor,
+            plan.share, HKV=kv_heads, CAP=cap, NB=triton.next_power_of_2(blocks), BUNDLES=parts,
         )  # fmt: skip
         _weigh_candidates[(n, bundles, items)](
             q, k, places, count, scratch, masses, *bounds, tuple(q.stride()[:3]),
-            tuple(k.stride()[:3]), q_len, kv_len, group, *scaling, CAP=cap, SOME=16, num_warps=8,
-            **own,
+            tuple(k.stride()[:3]), q_len, kv_len, group, *scaling, CAP=cap, SOME=16, TAKE=take,
+            num_warps=8, **own,
         )  # fmt: skip
         total = masses
         if bundles > 1:
