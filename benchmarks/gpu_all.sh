@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Every measurement that needs a GPU, in order, each with a time limit and results of its own.
 #
-#   OUT=results PARTS="tests index attention long prefill" bash benchmarks/gpu_all.sh
+#   OUT=results PARTS="tests index attention long prefill peers" bash benchmarks/gpu_all.sh
 #
 # Limits, guessed and not yet measured on a GPU: tests 6 minutes, index 2, attention 8, long 8,
-# prefill 8. Where one command may take 10 minutes, name one or two parts at a time.
+# prefill 8, peers 8. Where one command may take 10 minutes, name one or two parts at a time.
 set -u
 : "${OUT:?name the folder for the results}"
 export PYTHONPATH="${PYTHONPATH:-src}"
@@ -15,7 +15,7 @@ failed=()
 part() {
   local limit=$1 name=$2
   shift 2
-  case " ${PARTS:-tests index attention long prefill} " in *" $name "*) ;; *) return ;; esac
+  case " ${PARTS:-tests index attention long prefill peers} " in *" $name "*) ;; *) return ;; esac
   timeout "$limit" "$@" >>"$OUT/$name.log" 2>&1 || failed+=("$name ($?)")
 }
 
@@ -31,6 +31,13 @@ bench 90 attention attention --lengths 128k --impls hopper triton --seeds 0 \
   --cases scattered gradientai/Llama-3-8B-Instruct-262k@5 --out "$OUT/attention.jsonl"
 bench 480 long attention --lengths 1m --impls hopper triton --out "$OUT/attention.jsonl"
 bench 480 prefill prefill --model llama-3-8b --lengths 32k 128k --out "$OUT/prefill.jsonl"
+methods=xattention:stride=16,xattention:stride=8,flexprefill
+part 120 peers "$python" benchmarks/peer_times.py --length 32k 128k --methods ${methods//,/ } \
+  --trace --out "$OUT/peer_times.jsonl"
+part 60 peers "$python" benchmarks/peer_times.py --length 128k --impl triton \
+  --methods ${methods//,/ } --out "$OUT/peer_times.jsonl"
+part 300 peers "$python" benchmarks/eval_table.py run --placement spread --lengths 32k \
+  --seconds 270 --methods "dense,$methods" --folder "$OUT/peers32"
 if ((${#failed[@]})); then
   printf 'failed: %s\n' "${failed[@]}"
   exit 1
