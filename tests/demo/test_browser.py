@@ -134,6 +134,19 @@ def test_own_text_is_text_and_no_markup(page: Any, tmp_path: Path) -> None:
     assert page.title() == "minference"
 
 
+def test_a_taken_port_is_one_sentence(address: str) -> None:
+    port = address.rstrip("/").rpartition(":")[2]
+    command = [sys.executable, "-m", "minference.cli", "demo", "models/needle", "--port", port]
+    env = {**os.environ, "PYTHONPATH": str(Path(minference.__file__).parents[1])}
+    done = subprocess.run(
+        [*command, "--quiet"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    told = done.stderr.strip().splitlines()[-1]
+    assert told.startswith(f"error: 127.0.0.1 cannot be listened on, port {port}")
+
+
 def test_nothing_was_asked_of_other_machines(page: Any) -> None:
     assert page.foreign == []
     assert page.errors == []
