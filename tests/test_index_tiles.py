@@ -33,8 +33,8 @@ def test_tile_halves_say_what_tile_blocks_say(rows: int, length: int) -> None:
     q, k, _ = random_qkv(10, 2, rows, length)
     index = mixed_index(layout_of(q, k, left_padding=(3,)), 10)
     tiles = index.tiles(0)
-    for h in range(10):
-        together = tile_halves(index, 0, h, tiles)
+    for h, together in enumerate(tile_halves(index, 0, range(10), tiles)):
+        assert torch.equal(together, tile_halves(index, 0, range(h, h + 1), tiles)[0])
         for tile in tiles:
             own = index.tile_blocks(0, h, tile)
             found = together[tile - tiles.start]

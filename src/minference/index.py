@@ -203,9 +203,8 @@ class SparseIndex:
         for b in range(self.batch):
             rows = self.rows(b)
             area = (rows.start + 1 + rows.stop) * len(rows) // 2
-            for h in range(self.heads):
-                if area:
-                    result[b, h] = computed_pairs(self, b, h) / area
+            if area:
+                result[b] = computed_pairs(self, b).cpu().double() / area
         return result
 
     def density(self) -> float:

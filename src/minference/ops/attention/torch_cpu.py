@@ -146,7 +146,7 @@ def _batches(
     columns = index.columns.row(b, h).long()
     for span, part in _chunks(index.rows(b)):
         tiles = torch.arange(span.start, span.stop)
-        halves = tile_halves(index, b, h, span)
+        (halves,) = tile_halves(index, b, range(h, h + 1), span)
         split = bool(((halves != 0) & (halves != BOTH_HALVES)).any())
         step = BLOCK if split else TILE
         for begin in range(0, TILE, step):
