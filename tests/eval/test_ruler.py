@@ -72,8 +72,10 @@ def test_documents_fill_the_length_and_hold_their_answers(
     found = make_documents(task, length, 2, bytes_subject.tokenizer, tmp_path)
     assert found == make_documents(task, length, 2, bytes_subject.tokenizer, tmp_path)
     assert found[0]["input"] != found[1]["input"]
+    # lm-eval's steps of 25 lines are a quarter of this length in bytes
+    full = 0.9 if task in NEEDLES and NEEDLES[task].haystack == "essay" else 0.5
     for document in found:
-        assert 0.5 * length < len(document["input"]) < length
+        assert full * length < len(document["input"]) < length
         assert all(answer in document["input"] for answer in document["outputs"])
 
 

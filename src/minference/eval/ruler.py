@@ -10,6 +10,7 @@ import json
 import random
 import re
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ KIND = "ruler"
 _CHARS_A_TOKEN = 8
 # units of noise or words that lm-eval's generators start from, and tokens they keep for an answer
 _FEWEST = 10
+_NEEDLE_ANSWER = 128
+_PIECES = 400
 _LONGEST_ANSWER = 120
 _PUNKT_FILES = ("collocations.tab", "sent_starters.txt", "abbrev_types.txt", "ortho_context.tab")
 
@@ -169,26 +172,43 @@ def _needle_documents(
     tokenizer: Any,  # noqa: ANN401
 ) -> list[dict[str, Any]]:
     from lm_eval.tasks.ruler.niah_utils import TEMPLATE
-    from lm_eval.tasks.ruler.prepare_niah import generate_samples, get_haystack
+    from lm_eval.tasks.ruler.prepare_niah import (
+        generate_input_output,
+        generate_samples,
+        get_haystack,
+    )
 
+    kinds = {
+        "template": TEMPLATE,
+        "type_haystack": needles.haystack,
+        "type_needle_k": needles.keys,
+        "type_needle_v": needles.values,
+        "num_needle_k": max(needles.num_keys, needles.num_queries),
+        "num_needle_v": needles.num_values,
+        "num_needle_q": needles.num_queries,
+    }
     if needles.haystack == "essay":
-        text = prose(random.Random(0), "heldout", _CHARS_A_TOKEN * length)
-        haystack: Any = re.sub(r"\s+", " ", text).split(" ")
+        shortest, answers, _ = generate_input_output(1, ["."], **kinds)
+        # other words and numbers may have more tokens
+        around = len(tokenizer(shortest + " ".join(answers)).input_ids) * 5 // 4 + 32
+        haystack: Any = _prose_pieces(length - _NEEDLE_ANSWER - around, tokenizer)
     else:
         haystack = get_haystack(needles.haystack)  # type: ignore[arg-type]
     return generate_samples(
-        haystack,
-        max_seq_length=length,
-        template=TEMPLATE,
-        type_haystack=needles.haystack,
-        type_needle_k=needles.keys,
-        type_needle_v=needles.values,
-        num_needle_k=needles.num_keys,
-        num_needle_v=needles.num_values,
-        num_needle_q=needles.num_queries,
-        num_samples=count,
-        TOKENIZER=tokenizer,
+        haystack, max_seq_length=length, num_samples=count, TOKENIZER=tokenizer, **kinds
     )
+
+
+def _prose_pieces(tokens: int, tokenizer: Any) -> list[str]:  # noqa: ANN401
+    """Prose of at most so many tokens, in few pieces, since the generator takes steps of 500."""
+    text = prose(random.Random(0), "heldout", _CHARS_A_TOKEN * max(tokens, 1))
+    words = re.sub(r"\s+", " ", text).split(" ")
+    fits = bisect_right(
+        range(len(words)), tokens, key=lambda n: len(tokenizer(" ".join(words[:n])).input_ids)
+    )
+    words = words[: max(fits - 1, 1)]
+    size = -(-len(words) // _PIECES)
+    return [" ".join(words[at : at + size]) for at in range(0, len(words), size)]
 
 
 def _tracking(length: int, count: int, tokenizer: Any) -> list[dict[str, Any]]:  # noqa: ANN401
