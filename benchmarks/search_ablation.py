@@ -60,6 +60,7 @@ def main() -> None:
     given.add_argument("--seed", type=int, default=0, help="first seed of the search prompts")
     given.add_argument("--space", default="wide")
     given.add_argument("--rows", type=int, default=64)
+    given.add_argument("--share", type=float, default=0.04, help="of the keys that a row computes")
     given.add_argument("--cost", default="auto")
     given.add_argument("--tables", type=Path, default=None, help="folder to write the tables to")
     given.add_argument("--out", type=Path, default=None)
@@ -76,10 +77,11 @@ def main() -> None:
             for n in range(count)
         ]
 
-    settings = Settings(space=options.space, rows=options.rows, cost=options.cost)
+    goal = AShape(TARGET.sink, round(options.share * BASIS) - TARGET.sink)
+    settings = Settings(space=options.space, rows=options.rows, cost=options.cost, target=goal)
     cost = cost_of(llm, settings)
     candidates = settings.candidates(cost, options.length)
-    target = cost.row_cost(TARGET, BASIS)
+    target = cost.row_cost(goal, BASIS)
     (uniform,) = equalised([UNIFORM], target, cost, options.length)
     found = search_tables(
         llm,
