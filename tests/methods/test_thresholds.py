@@ -4,13 +4,15 @@ import pytest
 
 from minference.head_patterns import HeadPatterns, default_patterns
 from minference.methods import AShape, MInference
-from minference.methods.thresholds import CPU_TOKENS, CUDA_TOKENS, min_seq_len
+from minference.methods.base import Context
+from minference.methods.thresholds import CPU_TOKENS, CUDA_TOKENS, min_seq_len, most_share
+from minference.testing import layout_of, random_qkv
 
 
 def test_large_budgets_need_longer_prompts() -> None:
     method = MInference(patterns=default_patterns(2, 4))
     # 194 offsets of 64 keys and 1000 columns
-    assert method.keys_per_row == 194 * 64 + 1000
+    assert method.keys_per_row() == method.keys_per_row(1) == 194 * 64 + 1000
     assert 24_000 < min_seq_len(method, "cuda") < 24_576
     assert min_seq_len(method, "cpu") == CPU_TOKENS
 
@@ -18,7 +20,7 @@ def test_large_budgets_need_longer_prompts() -> None:
 @pytest.mark.parametrize("options", [{"selection": "lines"}, {"budget_length": 131072}])
 def test_budgets_without_a_bound_keep_the_measured_length(options: dict) -> None:
     method = MInference(patterns=default_patterns(2, 4), **options)
-    assert method.keys_per_row is None
+    assert method.keys_per_row() is None
     assert min_seq_len(method, "cuda") == CUDA_TOKENS
 
 
@@ -31,3 +33,15 @@ def test_searched_tables_and_other_methods_start_at_the_measured_length() -> Non
 def test_the_method_decides_where_it_says_so() -> None:
     method = MInference(patterns=default_patterns(1, 1), min_seq_len=7)
     assert min_seq_len(method, "cuda") == min_seq_len(method, "cpu") == 7
+
+
+@pytest.mark.parametrize("tokens", [300, 1000, 3000])
+def test_no_index_covers_more_than_its_budgets_can_buy(tokens: int) -> None:
+    method = MInference(patterns=default_patterns(1, 2).scaled(1 / 16))
+    q, k, _ = random_qkv(2, 1, tokens)
+    context = Context(layout_of(q, k), 0, (0, 1), scale=0.1)
+    index = method.build_index(q, k, context)
+    keys = method.keys_per_row(0)
+    assert index is not None
+    assert keys is not None
+    assert index.density() <= most_share(keys, tokens) + 1e-9

@@ -54,9 +54,9 @@ class Method(ABC):
                 f"min_seq_len must be None or at least 0 tokens, got {self.min_seq_len}"
             )
 
-    @property
-    def keys_per_row(self) -> float | None:
-        """Most keys a row that the budgets buy, on average over the heads; None without budgets."""
+    def keys_per_row(self, layer: int | None = None) -> float | None:
+        """Most keys a row that the budgets buy, on average over the heads of a layer, or of the
+        model; None where nothing bounds them."""
         return None
 
     @abstractmethod

@@ -21,8 +21,8 @@ from minference.ops.build import (
 from minference.ops.estimate.api import last_query_lines
 from minference.ops.lines.api import best_lines
 from minference.ops.pool.api import pooled_block_lists
-from minference.ops.select.api import LOCAL_BAND, select_columns
-from minference.ops.select.reference import offset_budget, select_distances
+from minference.ops.select.api import LOCAL_BAND, SINK_COLUMNS, select_columns
+from minference.ops.select.reference import local_offsets, offset_budget, select_distances
 from minference.patterns import AShape, BlockSparse, Dense, Pattern, TriShape, VerticalSlash
 
 SELECTIONS = ("budget", "lines")
@@ -59,15 +59,21 @@ class MInference(Method):
         """The method with the patterns of a supported model id or of a pattern file."""
         return cls(patterns=HeadPatterns.from_pretrained(name_or_path), **options)  # type: ignore[arg-type]
 
-    @cached_property
-    def keys_per_row(self) -> float | None:  # type: ignore[override]
-        """Most keys a row that the budgets buy, on average over the heads that have any; None where
-        they shrink with the context, or where lines are covered whatever they cost."""
-        if self.selection != "budget" or self.budget_length is not None:
+    def keys_per_row(self, layer: int | None = None) -> float | None:
+        """Most keys a row that the budgets buy, on average over the heads of a layer, or of the
+        model, dense heads apart; None where nothing bounds them, and for a model whose budgets
+        shrink with the context."""
+        if self.selection != "budget" or (layer is None and self.budget_length is not None):
             return None
-        own = [_most_keys(pattern) for layer in self.patterns.patterns for pattern in layer]
-        bought = [keys for keys in own if keys is not None]
-        return sum(bought) / len(bought) if bought else None
+        if layer is not None:
+            own = self._bought[layer]
+            return None if None in own else sum(x or 0 for x in own) / len(own)
+        every = [keys for own in self._bought for keys in own if keys is not None]
+        return sum(every) / len(every) if every else None
+
+    @cached_property
+    def _bought(self) -> list[list[int | None]]:
+        return [[_most_keys(pattern) for pattern in layer] for layer in self.patterns.patterns]
 
     def layer_patterns(self, context: Context) -> list[Pattern]:
         """The pattern of each of this call's heads."""
@@ -94,9 +100,11 @@ class MInference(Method):
 def _most_keys(pattern: Pattern) -> int | None:
     match pattern:
         case VerticalSlash():
-            return BLOCK * offset_budget(pattern.slash) + pattern.vertical
-        case AShape() | TriShape():
-            return pattern.sink + pattern.local
+            offsets = max(offset_budget(pattern.slash), local_offsets(LOCAL_BAND))
+            return BLOCK * offsets + max(pattern.vertical, SINK_COLUMNS)
+        case AShape():
+            # whole blocks at both ends of the band and after the sinks
+            return pattern.sink + pattern.local + 3 * BLOCK
         case BlockSparse():
             return BLOCK * pattern.topk
     return None

@@ -18,4 +18,9 @@ def min_seq_len(method: Method, device_type: str) -> int:
         return method.min_seq_len
     if device_type != "cuda":
         return CPU_TOKENS
-    return max(CUDA_TOKENS, math.ceil(CUDA_TOKENS_PER_KEY * (method.keys_per_row or 0)))
+    return max(CUDA_TOKENS, math.ceil(CUDA_TOKENS_PER_KEY * (method.keys_per_row() or 0)))
+
+
+def most_share(keys: float, tokens: int) -> float:
+    """Share of the causal area at most, where a row attends to at most `keys` keys on average."""
+    return 1 - (1 - min(1.0, keys / tokens)) ** 2

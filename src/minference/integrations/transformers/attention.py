@@ -15,6 +15,7 @@ from minference.integrations.transformers.records import LayerRecord, kept
 from minference.integrations.transformers.state import State, find
 from minference.log import info_once, warn_once
 from minference.methods.base import Context
+from minference.methods.thresholds import most_share
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.dense import dense_attention
 from minference.ops.build import Layout
@@ -202,7 +203,7 @@ def _prefill(
     begin = state.mark(query.device)
     below = layer < state.starting_layer
     index = None if below else state.method.build_index(query, key, context)
-    dense = index is None or _covers(index, state)
+    dense = index is None or _covers(index, state, layer)
     built = state.mark(query.device)
     mass = None
     rows, lse = state.recall_rows, None
@@ -218,7 +219,11 @@ def _prefill(
     return out
 
 
-def _covers(index: SparseIndex, state: State) -> bool:
+def _covers(index: SparseIndex, state: State, layer: int) -> bool:
+    most = state.method.keys_per_row(layer)
+    if most is not None and most_share(most, index.kv_len) < state.dense_from:
+        # the budgets say so: no need to wait for the device
+        return False
     if state.dense_from > 1 or covered_share(index) < state.dense_from:
         return False
     info_once(
