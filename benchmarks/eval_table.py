@@ -35,10 +35,12 @@ from minference.lengths import parse_length
 from minference.methods.spec import parse_methods
 
 METHODS = (
-    "dense,minference:budget_length=none,minference,a_shape,tri_shape,dilated1,"
-    "static,static:vertical=250,slash=1524"
+    "dense,minference:budget_length=none,selection=lines,minference:budget_length=none,minference,"
+    "a_shape,tri_shape,dilated1,static,static:vertical=250,slash=1524,"
+    "grouped,xattention:stride=16,flexprefill"
 )
-"""Budgets as published, then scaled to the length (a quarter at 32K), the same for static lines."""
+"""MInference with published budgets, as published and by blocks, then scaled to the length (a
+quarter at 32K); static lines with the same two budgets."""
 PROMPTS = {"spread": 25, "end": 200}
 QUESTIONS = {"spread": 12, "end": 1}
 MARK = "<!-- eval table -->"
