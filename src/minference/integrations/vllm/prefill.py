@@ -143,6 +143,7 @@ class LayerPrefill:
             key, own = request.keys(part), _queries_of(part, share)
             index = dense_index(layout, own.stop - own.start)
             densities.append(self._write(q[:, own], key, part, index, request, output[:, own]))
+            del key
         if self.runtime.measures(q.device):
             mean = sum(densities) / len(densities)
             self.runtime.recorder.note(self.layer, row.number, row.queries, row.context, mean)
