@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Every measurement that needs a GPU, in order, each with a time limit and results of its own.
 #
-#   OUT=results PARTS="tests index attention long prefill peers" bash benchmarks/gpu_all.sh
+#   OUT=results PARTS="tests index variants sanitize attention long prefill peers" bash benchmarks/gpu_all.sh
 #
-# Limits, guessed and not yet measured on a GPU: tests 6 minutes, index 2, attention 8, long 8,
-# prefill 8, peers 8. Where one command may take 10 minutes, name one or two parts at a time.
+# Limits, guessed and not yet measured on a GPU: tests 6 minutes, index 4, variants 2,
+# sanitize 5, attention 8, long 8, prefill 8, peers 8. Where one command may take 10 minutes, name one
+# or two parts at a time.
 set -u
 : "${OUT:?name the folder for the results}"
 export PYTHONPATH="${PYTHONPATH:-src}"
@@ -15,13 +16,16 @@ failed=()
 part() {
   local limit=$1 name=$2
   shift 2
-  case " ${PARTS:-tests index attention long prefill peers} " in *" $name "*) ;; *) return ;; esac
+  case " ${PARTS:-tests index variants sanitize attention long prefill peers} " in *" $name "*) ;; *) return ;; esac
   timeout "$limit" "$@" >>"$OUT/$name.log" 2>&1 || failed+=("$name ($?)")
 }
 
 mkdir -p "$OUT"
 part 360 tests "$python" benchmarks/record_tests.py "$OUT/tests.jsonl" tests/gpu tests/ops -q
 part 120 index "$python" benchmarks/index_time.py --out "$OUT/index.jsonl"
+part 120 index "$python" benchmarks/break_even.py --out "$OUT/break_even.jsonl"
+part 120 variants "$python" benchmarks/triton_variants.py --out "$OUT/triton_variants.jsonl"
+part 300 sanitize bash benchmarks/sanitize.sh
 bench() { local limit=$1 name=$2; shift 2; part "$limit" "$name" "$python" -m minference.cli bench "$@"; }
 bench 300 attention attention --lengths 8k 16k 32k 64k 128k --impls hopper triton \
   --out "$OUT/attention.jsonl"
