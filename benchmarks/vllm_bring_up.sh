@@ -12,11 +12,13 @@ site=${VLLM_SITE:-/tmp/vllm_site}
 unused='_vllm_fa2_C|_moe_C|/vllm-rs|deep_gemm/_C|_flashmla|_qutlass|_rust_tool|/include/|fmha_sm100'
 
 pack() {
-  local out=$1 work
+  local out work platforms=()
+  mkdir -p "$1"
+  out=$(cd "$1" && pwd)
   work=$(mktemp -d)
-  mkdir -p "$out" "$work/site"
+  mkdir "$work/site"
   for platform in 2_34 2_31 2_28 2_17 2_5; do platforms+=(--platform "manylinux_${platform}_x86_64"); done
-  pip download -q --no-deps --only-binary :all: --python-version 3.12 "${platforms[@]}" \
+  "$python" -m pip download -q --no-deps --only-binary :all: --python-version 3.12 "${platforms[@]}" \
     --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \
     -d "$work/wheels" vllm==0.26.0 -r "$here/vllm_bring_up.txt"
   for wheel in "$work"/wheels/*; do "$python" -m zipfile -e "$wheel" "$work/site"; done
