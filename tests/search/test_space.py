@@ -83,6 +83,8 @@ def test_of_budgets_that_cost_the_same_the_largest_is_taken() -> None:
     (found,) = equalised([AShape(64, 4096)], 8192.0, CostModel(), 8192)
     assert tile_work(served(found, 8192), 8192) == Work(1, 7, 1)
     assert found == AShape(64, 5100)
+    for short in equalised(SPACES["wide"], 5248.0, CostModel(), 600):
+        assert CostModel().row_cost(short, BASIS) <= 5248, "a short prompt's whole blocks"
 
 
 def test_growth_raises_every_budget() -> None:

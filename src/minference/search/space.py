@@ -80,22 +80,23 @@ def equalised(
         model: what patterns cost.
         length: prompt at which costs are equal.
     """
-    own = target * min(1.0, length / BASIS)
-    return tuple(_nearest(candidate, own, model, min(length, BASIS)) for candidate in candidates)
+    return tuple(_nearest(candidate, target, model, min(length, BASIS)) for candidate in candidates)
 
 
 def _nearest(candidate: Pattern, target: float, model: CostModel, length: int) -> Pattern:
     with_budget, step = _free(candidate)
+    own, budgets = target * length / BASIS, range(1, BASIS // step)
 
-    def cost(steps: int) -> float:
-        return model.row_cost(served(with_budget(steps * step), length), length)
+    def cost(steps: int, at: int = length) -> float:
+        return model.row_cost(served(with_budget(steps * step), at), at)
 
-    most = BASIS // step
-    above = bisect_left(range(1, most), target, key=cost) + 1
+    above = bisect_left(budgets, own, key=cost) + 1
     near = (above - 1, above) if above > 1 else (above,)
-    best = min(near, key=lambda steps: abs(cost(steps) - target))
-    # blocks are whole: of the budgets that cost as much, the largest
-    return with_budget(step * bisect_right(range(1, most), cost(best), key=cost))
+    best = min(near, key=lambda steps: abs(cost(steps) - own))
+    # blocks are whole: of the budgets that cost as much, the largest that BASIS tokens can bear
+    same = bisect_right(budgets, cost(best), key=cost)
+    most = bisect_right(budgets, target, key=lambda steps: cost(steps, BASIS))
+    return with_budget(step * max(best, min(same, most)))
 
 
 def _free(candidate: Pattern) -> tuple[Callable[[int], Pattern], int]:
