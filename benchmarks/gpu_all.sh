@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Every measurement that needs a GPU, in order, each with a time limit and results of its own.
 #
-#   OUT=results PARTS="tests index variants sanitize attention long prefill peers" bash benchmarks/gpu_all.sh
+#   OUT=results PARTS="tests index variants" bash benchmarks/gpu_all.sh
 #
-# Limits, guessed and not yet measured on a GPU: tests 6 minutes, index 4, variants 2,
-# sanitize 5, attention 8, long 8, prefill 8, peers 8. Where one command may take 10 minutes, name one
+# Parts: tests index variants sanitize attention long prefill peers grouped pages, all by default;
+# benchmarks/search_gpu.sh has those of the search.
+# Limits, guessed and mostly not yet measured on a GPU: tests 6 minutes, index 4, variants 2,
+# sanitize 5, attention 8, long 8, prefill 8, peers 8, grouped 8,
+# pages 4. Where one command may take 10 minutes, name one
 # or two parts at a time.
 set -u
 : "${OUT:?name the folder for the results}"
@@ -16,7 +19,7 @@ failed=()
 part() {
   local limit=$1 name=$2
   shift 2
-  case " ${PARTS:-tests index variants sanitize attention long prefill peers} " in *" $name "*) ;; *) return ;; esac
+  case " ${PARTS:-tests index variants sanitize attention long prefill peers grouped pages} " in *" $name "*) ;; *) return ;; esac
   timeout "$limit" "$@" >>"$OUT/$name.log" 2>&1 || failed+=("$name ($?)")
 }
 
@@ -42,6 +45,10 @@ part 60 peers "$python" benchmarks/peer_times.py --length 128k --impl triton \
   --methods ${methods//,/ } --out "$OUT/peer_times.jsonl"
 part 300 peers "$python" benchmarks/eval_table.py run --placement spread --lengths 32k \
   --seconds 270 --methods "dense,$methods" --folder "$OUT/peers32"
+part 240 grouped "$python" benchmarks/grouped_time.py --lengths 32k 128k --out "$OUT/grouped.jsonl"
+part 240 grouped "$python" benchmarks/grouped_time.py --lengths 1m --layers 1 4 --calls 3 \
+  --out "$OUT/grouped.jsonl"
+part 230 pages "$python" benchmarks/vllm_paged.py --out "$OUT/vllm_paged.jsonl"
 if ((${#failed[@]})); then
   printf 'failed: %s\n' "${failed[@]}"
   exit 1
