@@ -50,7 +50,13 @@ def paged(k: Tensor, v: Tensor, size: int, layout: str) -> tuple[Tensor, Tensor,
 
 
 def check(
-    q: Tensor, k: Tensor, v: Tensor, index: SparseIndex, size: int, layout: str, softcap: float = 0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: SparseIndex,
+    size: int,
+    layout: str,
+    softcap: float = 0.0,
 ) -> None:
     expected = sparse_attention(q, k, v, index, softcap=softcap, impl="reference")
     pages = paged(k, v, size, layout)
