@@ -84,8 +84,8 @@ def unfilled_lists(
 
 
 def tile_lists(parts: list[Bool[Tensor, "B H _ _"]]) -> Ragged:
-    """Lists for groups of one tile, from flags [B, H, tiles, key tiles] of what runs of tiles read, one
-    run after another. Waits for the device: the lists take no more room than they need."""
+    """Lists for groups of one tile, from flags [B, H, tiles, key tiles] of what runs of tiles read,
+    one run after another. Waits for the device: the lists take no more room than they need."""
     values, starts, counts, total = [], [], [], 0
     entries = torch.tensor(ENTRIES, device=parts[0].device)
     for flags in parts:
