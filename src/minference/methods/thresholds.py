@@ -5,6 +5,8 @@ import math
 from minference.methods.base import Method
 
 CPU_TOKENS = 4096
+"""On two cores the shipped model's first token came 1.1 to 1.5 times sooner just above it:
+benchmarks/results/cpu_threshold.jsonl."""
 CUDA_TOKENS = 16384
 CUDA_TOKENS_PER_KEY = 1.8
 """On an H100, index and kernel of a layer beat FA3 from 16K tokens on where the budgets can buy at
