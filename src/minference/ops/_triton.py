@@ -5,6 +5,7 @@ time, so a first call costs one compilation.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,11 +42,20 @@ SINGLE_PRECISION = {
 
 
 MAX_HEAD_DIM = 256
+LOG2_E = math.log2(math.e)
 
 
 def padded_dim(head_dim: int) -> int:
     """Columns of a tile that holds `head_dim` of them: a power of two, 16 at least."""
     return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def log2_scaling(scale: float, softcap: float) -> tuple[float, float]:
+    """Factor and ceiling of scores in units of log2; with a soft cap the factor is that of tanh's
+    argument, doubled, as the kernels take tanh through exp2."""
+    if softcap:
+        return 2 * LOG2_E * scale / softcap, softcap * LOG2_E
+    return scale * LOG2_E, 0.0
 
 
 @functools.cache

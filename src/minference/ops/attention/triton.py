@@ -5,7 +5,6 @@ CPU. A program attends one tile of rows of one head: the diagonal blocks, offset
 pairs (128 keys a step), single offsets, offsets under a mask, packed columns, listed blocks.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from minference.ops._triton import (
     MAX_HEAD_DIM,
     AttentionLaunch,
     attention_launch,
+    log2_scaling,
     padded_dim,
     tma_serves,
 )
@@ -42,7 +42,6 @@ from minference.ops.attention.triton_parts import (
 
 _TILE = tl.constexpr(TILE)
 _BLOCK = tl.constexpr(BLOCK)
-LOG2_E = math.log2(math.e)
 
 
 @triton.jit
@@ -284,13 +283,6 @@ def _index_arguments(index: SparseIndex) -> tuple[Any, ...]:
     )
 
 
-def _scaling(scale: float, softcap: float) -> tuple[float, float]:
-    """Factor and ceiling of the scores in units of log2; see `attend`."""
-    if softcap:
-        return 2 * LOG2_E * scale / softcap, softcap * LOG2_E
-    return scale * LOG2_E, 0.0
-
-
 def sparse_attention(
     q: Float[Tensor, "B H L D"],
     k: Float[Tensor, "B Hkv N D"],
@@ -331,7 +323,7 @@ def sparse_attention(
     slots = -(-q_len // TILE) + 1
     data = (q, k, v, out, out if lse is None else lse, *_index_arguments(index))
     data += tuple(tuple(x.stride()[:3]) for x in (q, k, v))
-    data += (slots, q_len, index.kv_len, _scaling(scale, softcap))
+    data += (slots, q_len, index.kv_len, log2_scaling(scale, softcap))
     fixed = {"H": heads, "HKV": k.shape[1], "LISTS": index.heads, "D": dim, "ROWS": launch.rows}
     fixed |= {"SOFTCAP": bool(softcap), "LSE": return_lse, "num_warps": launch.warps}
     fixed |= {"PAGE": 0, "table": None}

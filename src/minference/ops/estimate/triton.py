@@ -5,7 +5,6 @@ keys, counted back from the last one, down its columns and into the four block o
 touch. Nothing is added atomically, so equal calls give equal bits.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -15,13 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import BLOCK
-from minference.ops._triton import padded_dim
+from minference.ops._triton import log2_scaling, padded_dim
 from minference.ops.estimate.reference import ROWS, MassScores
 from minference.ops.select.reference import offset_slots
 
 HEADS_AT_ONCE = 4
 GROUPS_AT_MOST = 1 << 13
-LOG2_E = math.log2(math.e)
 
 _ROWS = tl.constexpr(ROWS)
 _BLOCK = tl.constexpr(BLOCK)
@@ -317,9 +315,7 @@ def line_sums(
     lse, *left = (
         torch.empty((batch, heads, *x), dtype=torch.float32, device=q.device) for x in sizes
     )
-    scaling = (scale * LOG2_E, 0.0)
-    if softcap:
-        scaling = (2 * LOG2_E * scale / softcap, softcap * LOG2_E)
+    scaling = log2_scaling(scale, softcap)
     given = (tuple(q.stride()[:3]), tuple(k.stride()[:3]), q_len, kv_len, rows, scaling)
     fixed = {"HKV": kv_heads, "SHARE": share, "TAKE": take, "D": dim, "SOFTCAP": bool(softcap)}
     fixed |= {"BLOCK_D": padded_dim(dim), "PRECISION": "ieee" if exact else "tf32"}

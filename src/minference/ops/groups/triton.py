@@ -6,8 +6,6 @@ candidates' exact scores give each tile's masses; each tile keeps the fewest blo
 share. Nothing is added atomically, so equal calls give equal bits.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minference.index import BLOCK, TILE, Ragged
-from minference.ops._triton import padded_dim
+from minference.ops._triton import log2_scaling, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import GROUP_TILES, Plan, group_count, list_room
 
@@ -26,7 +24,6 @@ RATED_AT_ONCE = 2
 WEIGHED_AT_ONCE = 4
 """Query heads of a program of the fine pass."""
 
-LOG2_E = math.log2(math.e)
 STEP = 64
 """Cells of a step of the coarse pass."""
 
@@ -403,9 +400,7 @@ def grouped_blocks(
     masses = torch.empty((items, step, bundles, GROUP_TILES, cap), device=device)
     found = values.new_empty((batch, kv_heads, groups, cap))
     number = kept.new_zeros((batch, kv_heads, groups))
-    scaling = (scale * LOG2_E, 0.0)
-    if softcap:
-        scaling = (2 * LOG2_E * scale / softcap, softcap * LOG2_E)
+    scaling = log2_scaling(scale, softcap)
     bounds = (layout.first, layout.stop)
     own = {"HKV": kv_heads, "SHARE": share, "ROWS": plan.rows, "D": dim}
     own |= {"BLOCK_D": padded_dim(dim), "SOFTCAP": bool(softcap)}

@@ -1,7 +1,5 @@
 """The guard's recall on the GPU: the sum over all keys in splits, the sum over each row's list."""
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -9,13 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minference.index import BLOCK, Ragged
-from minference.ops._triton import padded_dim
+from minference.ops._triton import log2_scaling, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.guard import guard_rows, lists_of_rows
 
 SPLITS = 8
 SLOTS = 16
-LOG2_E = math.log2(math.e)
 
 _BLOCK = tl.constexpr(BLOCK)
 _SLOTS = tl.constexpr(SLOTS)
@@ -137,9 +134,7 @@ class GuardSums:
         kv_heads, slots = k.shape[1], self.rows.shape[1]
         self.share = heads // kv_heads
         exact = q.dtype == torch.float32
-        scaling = (scale * LOG2_E, 0.0)
-        if softcap:
-            scaling = (2 * LOG2_E * scale / softcap, softcap * LOG2_E)
+        scaling = log2_scaling(scale, softcap)
         self.sizes = (tuple(q.stride()[:3]), tuple(k.stride()[:3]), q_len, k.shape[2], slots)
         self.sizes += scaling
         self.fixed = {"HKV": kv_heads, "SHARE": self.share, "D": dim, "BLOCK_D": padded_dim(dim)}
