@@ -1,0 +1,47 @@
+"""Where a group's sampled rows lie and what they score: parts of the grouped estimate's kernels."""
+
+import triton
+import triton.language as tl
+
+from minference.index import TILE
+from minference.ops.groups.plan import GROUP_TILES
+
+_TILE = tl.constexpr(TILE)
+_TILES = tl.constexpr(GROUP_TILES)
+
+
+@triton.jit
+def group_span(first_ptr, stop_ptr, q_len, kv_len, b, group):
+    """First real query position of the chunk; first and past-the-last row of a group."""
+    first = tl.load(first_ptr + b)
+    begin = kv_len - q_len - first
+    low = tl.maximum(begin, 0)
+    start = (low // (_TILES * _TILE) + group) * (_TILES * _TILE)
+    stop = tl.minimum(start + _TILES * _TILE, tl.load(stop_ptr + b) - first)
+    return first, begin, tl.maximum(start, low), stop
+
+
+@triton.jit
+def spread_queries(
+    q_ptr, q_steps, b, kv_head, bundle, begin, low, stop, SHARE: tl.constexpr, TAKE: tl.constexpr,
+    ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The sampled rows, each for TAKE query heads in turn, and their positions; -1 where there is
+    no head."""
+    line = tl.arange(0, TAKE * ROWS)
+    inner = bundle * TAKE + line % TAKE
+    pos = low + (2 * (line // TAKE) + 1) * tl.maximum(stop - low, 0) // (2 * ROWS)
+    pos = tl.where((inner < SHARE) & (low < stop), pos, -1)
+    column = tl.arange(0, BLOCK_D)
+    at = b.to(tl.int64) * q_steps[0] + (kv_head * SHARE + inner).to(tl.int64)[:, None] * q_steps[1]
+    at += (pos - begin).to(tl.int64)[:, None] * q_steps[2] + column[None, :]
+    known = (pos >= 0)[:, None] & (column < D)[None, :]
+    return tl.load(q_ptr + at, mask=known, other=0.0), pos
+
+
+@triton.jit
+def log2_scores(scores, factor, ceiling, SOFTCAP: tl.constexpr):
+    """Scores in units of log2."""
+    if SOFTCAP:
+        return ceiling - 2 * ceiling / (tl.exp2(scores * factor) + 1)
+    return scores * factor
