@@ -118,6 +118,7 @@ def main() -> None:
         kinds = [p.kind for row in own.rows for p in row]
         record |= {"kinds": {kind: kinds.count(kind) for kind in sorted(set(kinds))}}
         record |= {"model": options.model, "length": options.length, "tasks": options.tasks}
+        record["share"] = options.share
         record |= {"search_prompts": len(own.lengths), "held_out_prompts": len(held_out)}
         record |= {"space": options.space, "rows": options.rows, "cost": cost.describe()}
         recorder.write(record | {"search_seed": options.seed})

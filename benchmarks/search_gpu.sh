@@ -2,6 +2,8 @@
 # Every measurement of the search that needs a GPU, each part with a time limit of its own.
 #
 #   OUT=results PARTS="8b4 cost ablation planted 8b ship recall eval" bash benchmarks/search_gpu.sh
+#
+# eval asks with the tables of ablation; without them (TABLES names their folder) it makes them.
 set -u
 : "${OUT:?name the folder for the results}"
 export PYTHONPATH="${PYTHONPATH:-src:.}"
@@ -23,8 +25,13 @@ part() {
 part 90 8b4 "$python" benchmarks/search_8b.py --length 32k --layers 4 --spaces wide \
   --out "$to/search_8b_4layers.jsonl"
 part 60 cost "$python" benchmarks/search_cost.py --lengths 32k 128k --out "$to/search_cost.jsonl"
-part 150 ablation "$python" benchmarks/search_ablation.py --length 32k --tables "$to/tables" \
-  --out "$to/search_ablation.jsonl"
+ablation() {
+  part "$1" "$2" "$python" benchmarks/search_ablation.py --length 32k --share "$3" \
+    --tables "$TABLES/$3" --out "$to/search_ablation.jsonl"
+}
+export TABLES=${TABLES:-$to/tables}
+ablation 120 ablation 0.2
+ablation 90 ablation 0.04
 part 120 planted "$python" benchmarks/search_planted.py --length 16k --heads 50 \
   --out "$to/search_planted.jsonl"
 part 200 8b "$python" benchmarks/search_8b.py --length 32k --spaces wide --out "$to/search_8b.jsonl"
@@ -37,11 +44,15 @@ for objective in output mass; do
 done
 part 90 recall bash -c 'find "$@"' _ -o "$to/ship/recall.json" --objective mass --recall 0.95 \
   --card "$to/ship/recall.md" --json
-tables=""
+[ -d "$TABLES/0.2" ] || ablation 120 eval 0.2
+methods=dense
 for name in searched_output searched_mass uniform a_shape_output vertical_slash_output \
   block_sparse_output; do
-  tables+=",minference:patterns=$to/tables/$name.json"
+  methods+=",minference:patterns=$TABLES/0.2/$name.json"
 done
 part 240 eval "$python" benchmarks/eval_table.py run --lengths 32k --placement spread \
-  --seconds 210 --methods "dense$tables" --folder "$to/eval_spread"
+  --prompts 10 --seconds 220 --methods "$methods" --folder "$to/eval_spread"
+[ -d "$TABLES/0.04" ] || ablation 90 eval 0.04
+part 150 eval "$python" benchmarks/eval_table.py run --lengths 32k --placement end \
+  --prompts 25 --seconds 130 --methods "${methods//0.2/0.04}" --folder "$to/eval_end"
 exit 0
