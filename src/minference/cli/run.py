@@ -8,23 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from minference.cli import subject as given
+from minference.cli.outputs import check_picture
 from minference.cli.progress import layer_progress
-from minference.cli.subject import (
-    AsJson,
-    DemoFacts,
-    File,
-    Head,
-    Layer,
-    MethodText,
-    Quiet,
-    Seed,
-    Text,
-    Tokens,
-    given_text,
-    load_subject,
-    prompt_for,
-)
-from minference.cli.viz import check_picture
 
 app = typer.Typer(add_completion=False)
 
@@ -32,21 +18,21 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def run(
     model: str = typer.Argument(help="Hub id or path of a transformers model."),
-    prompt: Text = None,
-    file: File = None,
-    demo_facts: DemoFacts = False,
-    tokens: Tokens = "16k",
-    seed: Seed = 0,
-    method: MethodText = "minference",
+    prompt: given.Text = None,
+    file: given.File = None,
+    demo_facts: given.DemoFacts = False,
+    tokens: given.Tokens = "16k",
+    seed: given.Seed = 0,
+    method: given.MethodText = "minference",
     compare: bool = typer.Option(False, help="Run dense attention as well."),
     max_new_tokens: int = typer.Option(24, min=1, help="Length of an answer."),
     plot: Annotated[
         Path | None, typer.Option(help="PNG of a head's attention and the tiles computed.")
     ] = None,
-    layer: Layer = 0,
-    head: Head = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    layer: given.Layer = 0,
+    head: given.Head = 0,
+    as_json: given.AsJson = False,
+    quiet: given.Quiet = False,
 ) -> None:
     """Prefill a long prompt sparsely, answer, and tell times and density."""
     from minference.eval import side_by_side
@@ -55,12 +41,12 @@ def run(
 
     if plot is not None:
         check_picture(plot)
-    text, spec = given_text(prompt, file, demo_facts), parse_method(method)
+    text, spec = given.text(prompt, file, demo_facts), parse_method(method)
     quiet = quiet or as_json
-    subject = load_subject(model, quiet=quiet)
+    subject = given.load_subject(model, quiet=quiet)
     chosen = build_method(spec, subject.model.config)
     probe = Probe.of(subject.model.config, layer, head) if plot else None
-    asked = prompt_for(subject, text, tokens, seed)
+    asked = given.prompt_for(subject, text, tokens, seed)
     ids = side_by_side.encode(subject, asked.text, room=max_new_tokens)
     result: dict[str, Any] = {"method": method}
     dense = None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minference.cli.outputs import check_writable
 from minference.cli.progress import bar
 from minference.lengths import parse_length
 
@@ -101,27 +101,6 @@ def load(model: str) -> Any:  # noqa: ANN401
     from minference.integrations.transformers.load import load as load_now
 
     return load_now(model)[0]
-
-
-def check_writable(path: Path) -> None:
-    """Raises ValueError unless a file can be written there, which is tried."""
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    reason = "it is a folder" if path.is_dir() else None
-    if reason is None and not folder.is_dir():
-        reason = f"{str(folder)!r} is no folder"
-    if reason is None:
-        try:
-            handle, draft = tempfile.mkstemp(dir=folder, prefix=".minference")
-            os.close(handle)
-            os.unlink(draft)
-        except OSError as error:
-            reason = error.strerror or str(error)
-    if reason is not None:
-        raise ValueError(
-            f"{str(path)!r} cannot be written: {reason}; name a file in a folder of your own"
-        )
 
 
 def write_extras(found: Found, out: Path, card: Path | None, plots: Path | None) -> dict[str, str]:

@@ -44,7 +44,7 @@ def load_subject(name: str, *, quiet: bool) -> Subject:
     return Subject(name, *load(name))
 
 
-def given_text(prompt: str | None, file: Path | None, demo_facts: bool) -> str | None:
+def text(prompt: str | None, file: Path | None, demo_facts: bool) -> str | None:
     """The prompt as it was given, from stdin where no option names it; None for a demo prompt.
 
     Raises:

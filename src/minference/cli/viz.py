@@ -8,23 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minference.cli import subject as given
+from minference.cli.outputs import PICTURES, check_picture
 from minference.cli.progress import layer_progress
-from minference.cli.subject import (
-    AsJson,
-    DemoFacts,
-    File,
-    Head,
-    Layer,
-    MethodText,
-    Quiet,
-    Seed,
-    Text,
-    Tokens,
-    given_text,
-    load_subject,
-    prompt_for,
-)
-from minference.errors import require, unknown_name
 from minference.head_patterns import HeadPatterns
 
 if TYPE_CHECKING:
@@ -33,29 +19,10 @@ if TYPE_CHECKING:
     from minference.eval.records import Record
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
-FORMATS = (".pdf", ".png", ".svg")
-
-
-def check_picture(path: Path) -> Path:
-    """The path, if a picture can be drawn and written there; told before any work.
-
-    Raises:
-        ValueError: no name of a picture, or no place to write to.
-        MissingDependencyError: matplotlib is not installed.
-    """
-    from minference.cli.search import check_writable
-
-    require("matplotlib", "viz")
-    if path.suffix.lower() not in FORMATS:
-        raise unknown_name("kind of picture", path.suffix, FORMATS)
-    check_writable(path)
-    return path
-
-
 Out = Annotated[
     Path,
     typer.Option(
-        "-o", "--out", callback=check_picture, help=f"Picture to write: {', '.join(FORMATS)}."
+        "-o", "--out", callback=check_picture, help=f"Picture to write: {', '.join(PICTURES)}."
     ),
 ]
 Results = Annotated[Path, typer.Argument(help="Folder or JSONL file that `minference eval` wrote.")]
@@ -69,30 +36,30 @@ def root() -> None:
 @app.command()
 def attention(
     model: str = typer.Argument(help="Hub id or path of a transformers model."),
-    prompt: Text = None,
-    file: File = None,
-    demo_facts: DemoFacts = False,
-    tokens: Tokens = "4k",
-    seed: Seed = 0,
-    method: MethodText = "minference",
-    layer: Layer = 0,
-    head: Head = 0,
+    prompt: given.Text = None,
+    file: given.File = None,
+    demo_facts: given.DemoFacts = False,
+    tokens: given.Tokens = "4k",
+    seed: given.Seed = 0,
+    method: given.MethodText = "minference",
+    layer: given.Layer = 0,
+    head: given.Head = 0,
     rows: int = typer.Option(64, min=1, help="Rows of the prompt to measure kept mass on."),
     out: Out = Path("attention.png"),
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: given.AsJson = False,
+    quiet: given.Quiet = False,
 ) -> None:
     """Where a head looks in a prompt, the tiles that a method computes, and what they keep."""
     from minference.eval.side_by_side import encode
     from minference.methods.spec import build_method, parse_method
     from minference.viz.probe import Probe, watch
 
-    text, spec = given_text(prompt, file, demo_facts), parse_method(method)
+    text, spec = given.text(prompt, file, demo_facts), parse_method(method)
     quiet = quiet or as_json
-    subject = load_subject(model, quiet=quiet)
+    subject = given.load_subject(model, quiet=quiet)
     probe = Probe.of(subject.model.config, layer, head)
     chosen = build_method(spec, subject.model.config)
-    ids = encode(subject, prompt_for(subject, text, tokens, seed).text)
+    ids = encode(subject, given.prompt_for(subject, text, tokens, seed).text)
     with layer_progress(subject.model, "prefill", quiet=quiet):
         handle = watch(subject.model, ids, chosen, probe, rows)
     probe.save(handle, out)
@@ -137,7 +104,7 @@ def attention_report(result: dict[str, Any]) -> str:
 def heads(
     source: str = typer.Argument(help="Supported model id, or a pattern file."),
     out: Out = Path("heads.png"),
-    as_json: AsJson = False,
+    as_json: given.AsJson = False,
 ) -> None:
     """The pattern of every head, by layer and head."""
     from minference.viz.head_map import head_map_figure
@@ -154,7 +121,7 @@ def needle(
     baseline: str = typer.Option("dense", help="Method to compare with."),
     task: str = typer.Option("niah", help="Task whose questions have a depth."),
     out: Out = Path("needle.png"),
-    as_json: AsJson = False,
+    as_json: given.AsJson = False,
 ) -> None:
     """Exact match by length and depth, beside the dense model, and the difference."""
     from minference.viz.needle import needle_figure, needle_grids, needle_methods
@@ -173,7 +140,7 @@ def needle(
 def recall(
     results: Results,
     out: Out = Path("recall.png"),
-    as_json: AsJson = False,
+    as_json: given.AsJson = False,
 ) -> None:
     """Attention mass kept against density, by layer, of every method of an evaluation."""
     from minference.viz.recall import recall_figure, recall_points
