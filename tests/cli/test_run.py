@@ -118,7 +118,7 @@ def test_bad_options_are_named(tiny_folder: str, tmp_path: Path) -> None:
 def test_a_terminal_is_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     with pytest.raises(ValueError, match="no prompt; give --prompt TEXT"):
-        subject.given_text(None, None, False)
+        subject.text(None, None, False)
 
 
 def test_a_model_that_is_not_there_is_one_sentence(
