@@ -3,7 +3,7 @@
 # triton: packed here to 54 MB in parts below 20 MB, unpacked there, measured there.
 #   benchmarks/vllm_bring_up.sh pack FOLDER     where there is a network: the parts, in FOLDER
 #   benchmarks/vllm_bring_up.sh unpack FOLDER   there: /tmp/vllm_site, on Python's path
-#   benchmarks/vllm_bring_up.sh run OUT         there: models/needle, then Llama 3 8B's shape
+#   benchmarks/vllm_bring_up.sh run OUT         there: models/needle, Llama 3 8B's shape, CUDA graphs
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python}
@@ -68,6 +68,7 @@ print("vllm", vllm.__version__, "torch", torch.__version__)'
   # a failure of one does not keep the other from being tried
   $first --model "$here/../models/needle" --length 65536 --seconds 90 || true
   $first --model llama-3-8b --length 131008 --batched 131072 --seconds 110 || true
+  $first --model "$here/../models/needle" --length 16384 --graphs --seconds 110 || true
   if [ "${CHUNKED:-}" ]; then $first --model llama-3-8b --batched 16384 --seconds 110; fi
 }
 
