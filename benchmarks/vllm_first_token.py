@@ -24,7 +24,7 @@ from typing import Any
 BACKENDS = ("FLASH_ATTN", "CUSTOM")
 PREFIX = "RECORD "
 # of a model with a tokenizer; the default budgets are meant for 128K tokens
-SPARSE = {"min_seq_len": 4096, "budget_length": 131_072}
+SPARSE: dict[str, Any] = {"min_seq_len": 4096, "budget_length": 131_072}
 # one process, no network, no request to anybody
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
