@@ -17,7 +17,12 @@ from minference.ops.select.reference import columns_from_positions, lines_to_off
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+_TOLERANCE = {
+    torch.float32: 2e-5,
+    torch.float16: 2e-3,
+    torch.bfloat16: 1.6e-2,
+    torch.float8_e4m3fn: 1e-1,
+}
 
 
 def tolerance(dtype: torch.dtype) -> dict[str, float]:

@@ -32,8 +32,12 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> Reason:
             return "Triton needs a GPU (or TRITON_INTERPRET=1 set before the first import)"
         if dtype == torch.bfloat16:
             return "Triton's interpreter computes bfloat16 wrongly; use float16 or float32 there"
+        if dtype == torch.float8_e4m3fn:
+            return "Triton's interpreter rounds to e4m3 wrongly; use precision='native' there"
     elif device.type != "cuda":
         return f"Triton kernels run on cuda devices, got {device.type}"
+    elif dtype == torch.float8_e4m3fn and torch.cuda.get_device_capability(device) < (8, 9):
+        return "fp8 needs a GPU of compute capability 8.9 or newer; use precision='native'"
     return None
 
 
@@ -70,8 +74,16 @@ def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype, head_dim: 
     }
     reason = reasons[impl]() if impl in reasons else None
     if reason:
-        raise UnsupportedError(f"impl={impl!r} cannot run here: {reason}; impl='auto' can")
+        raise UnsupportedError(f"impl={impl!r} cannot run here: {reason}; {_others(device, dtype)}")
     return impl
+
+
+def _others(device: torch.device, dtype: torch.dtype) -> str:
+    """What to ask for instead of an implementation that cannot serve the call."""
+    if dtype != torch.float8_e4m3fn or device.type == "cpu":
+        return "impl='auto' can"
+    reason = why_not_triton(device, dtype)
+    return "for fp8 use impl='triton'" if reason is None else reason
 
 
 def _fastest(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
@@ -84,5 +96,7 @@ def _fastest(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     reason = why_not_triton(device, dtype)
     if reason is None:
         return "triton"
+    if dtype == torch.float8_e4m3fn:
+        raise UnsupportedError(f"precision='fp8' cannot run here: {reason}")
     info_once(f"sparse attention without Triton: {reason}")
     return "torch"

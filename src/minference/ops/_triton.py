@@ -33,6 +33,16 @@ AMPERE = {
     128: AttentionLaunch(128, 64, 2, 8),
     256: AttentionLaunch(64, 64, 1, 4),
 }
+HOPPER_FP8 = {
+    64: AttentionLaunch(128, 128, 3, 8),
+    128: AttentionLaunch(128, 128, 3, 8),
+    256: AttentionLaunch(128, 64, 2, 8),
+}
+ADA_FP8 = {
+    64: AttentionLaunch(128, 64, 3, 8),
+    128: AttentionLaunch(128, 64, 2, 8),
+    256: AttentionLaunch(64, 64, 1, 4),
+}
 SINGLE_PRECISION = {
     64: AttentionLaunch(32, 64, 1, 4),
     128: AttentionLaunch(32, 64, 1, 8),
@@ -71,7 +81,11 @@ def attention_launch(head_dim: int, dtype: torch.dtype, device: torch.device) ->
         return AttentionLaunch(128, 64, 1, 4)
     if dtype == torch.float32:
         return SINGLE_PRECISION[max(64, padded_dim(head_dim))]
-    table = HOPPER if capability(device) >= (9, 0) else AMPERE
+    hopper = capability(device) >= (9, 0)
+    if dtype == torch.float8_e4m3fn:
+        table = HOPPER_FP8 if hopper else ADA_FP8
+    else:
+        table = HOPPER if hopper else AMPERE
     return table[max(64, padded_dim(head_dim))]
 
 

@@ -37,19 +37,42 @@ def test_reference_matches_sdpa(q_len: int, kv_len: int, pad: int) -> None:
     torch.testing.assert_close(out, masked_sdpa(q, k, v, index.to_dense_mask()))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [
+        (torch.float32, "native"),
+        (torch.float16, "native"),
+        (torch.bfloat16, "native"),
+        (torch.bfloat16, "fp8"),
+    ],
+)
 @pytest.mark.parametrize("pad", [0, 37])
 @pytest.mark.parametrize(("q_len", "kv_len"), SHAPES)
 @pytest.mark.usefixtures("nan_poison")
-def test_torch_matches_reference(q_len: int, kv_len: int, pad: int, dtype: torch.dtype) -> None:
+def test_torch_matches_reference(
+    q_len: int, kv_len: int, pad: int, dtype: torch.dtype, precision: str
+) -> None:
     q, k, v = random_qkv(10, 2, q_len, kv_len + pad, batch=2, dtype=dtype)
+    k[1, :, :pad], v[1, :, :pad] = torch.nan, torch.nan
     index = mixed_index(layout_of(q, k, left_padding=(0, pad), right_padding=(0, pad // 9)), 10)
+    options = {"softcap": 20.0, "precision": precision}
     expected, expected_lse = sparse_attention(
-        q, k, v, index, softcap=20.0, return_lse=True, impl="reference"
+        q, k, v, index, return_lse=True, impl="reference", **options
     )
-    out, lse = sparse_attention(q, k, v, index, softcap=20.0, return_lse=True, impl="torch")
+    out, lse = sparse_attention(q, k, v, index, return_lse=True, impl="torch", **options)
     torch.testing.assert_close(out, expected, **tolerance(dtype))
     torch.testing.assert_close(lse, expected_lse, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_fp8_is_near_native(impl: str) -> None:
+    q, k, v = random_qkv(4, 2, 300, dim=64)
+    index = dense_index(layout_of(q, k), 4)
+    native = sparse_attention(q, k, v, index, impl=impl)
+    error = (sparse_attention(q, k, v, index, impl=impl, precision="fp8") - native).norm()
+    assert 1e-2 < error / native.norm() < 6e-2
+    with pytest.raises(ValueError, match="unknown precision 'int8': valid names are fp8, native"):
+        sparse_attention(q, k, v, index, precision="int8")
 
 
 def test_index_shared_by_the_heads_of_a_kv_head() -> None:
@@ -86,7 +109,9 @@ def test_custom_operator_is_well_formed() -> None:
     index = mixed_index(layout_of(q, k), 4)
     args = (q, k, v, index.tensors(), 70, 70, 0.2, 0.0, True, "torch")
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.minference.sparse_attention, args, test_utils=checks)
+    for more in ((), (True,)):
+        call = (*args, *more)
+        torch.library.opcheck(torch.ops.minference.sparse_attention, call, test_utils=checks)
 
 
 @pytest.mark.parametrize(
@@ -123,5 +148,7 @@ def test_explicit_choice_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UnsupportedError, match="Triton needs a GPU"):
         sparse_attention(q, k, v, index, impl="triton")
+    with pytest.raises(UnsupportedError, match="impl='auto' can"):
+        sparse_attention(q, k, v, index, impl="triton", precision="fp8")
     with pytest.raises(ValueError, match="valid names are auto"):
         sparse_attention(q, k, v, index, impl="cuda")

@@ -13,44 +13,58 @@ from minference.ops.build import dense_index, tri_shape_index
 from minference.testing import layout_of, mixed_index, random_qkv, tolerance
 
 # Triton's interpreter turns one-element arrays into loop bounds
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
+    pytest.mark.usefixtures("e4m3_rounding"),
+]
 
-DTYPES = [torch.float16, torch.float32]
+E4M3 = torch.float8_e4m3fn
+DTYPES = [torch.float16, torch.float32, E4M3]
 LENGTHS = [(1, 1), (63, 63), (64, 64), (65, 65), (127, 127), (129, 129), (300, 300), (129, 300)]
 
 
-def check(q, k, v, index, softcap=0.0, **options) -> None:  # noqa: ANN001, ANN003
+def inputs(*sizes: int, dtype: torch.dtype, **options) -> tuple[torch.Tensor, ...]:  # noqa: ANN003
+    """Random q, k, v; for fp8, what is quantised."""
+    return random_qkv(*sizes, dtype=torch.float16 if dtype == E4M3 else dtype, **options)
+
+
+def check(q, k, v, index, softcap=0.0, dtype=None, **options) -> None:  # noqa: ANN001, ANN003
+    fp8 = dtype == E4M3
     expected, expected_lse = sparse_attention(
-        q, k, v, index, softcap=softcap, return_lse=True, impl="reference"
-    )
-    out, lse = kernel.sparse_attention(
-        q, k, v, index, scale=q.shape[-1] ** -0.5, softcap=softcap, return_lse=True, **options
-    )
-    torch.testing.assert_close(out, expected, **tolerance(q.dtype))
+        q, k, v, index, softcap=softcap, return_lse=True, impl="reference",
+        precision="fp8" if fp8 else "native",
+    )  # fmt: skip
+    options |= {"scale": q.shape[-1] ** -0.5, "softcap": softcap, "fp8": fp8}
+    out, lse = kernel.sparse_attention(q, k, v, index, return_lse=True, **options)
+    torch.testing.assert_close(out, expected, **tolerance(E4M3 if fp8 else q.dtype))
     torch.testing.assert_close(lse, expected_lse, atol=2e-3, rtol=1e-3)
+    if fp8:
+        # the weights are rounded against the largest one so far, by the reference against that of
+        # the row
+        assert (out.float() - expected.float()).norm() < 3e-2 * expected.float().norm()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "fp32"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "fp32", "fp8"])
 @pytest.mark.parametrize(("q_len", "kv_len"), LENGTHS)
 @pytest.mark.usefixtures("nan_poison")
 def test_mixed_heads_match_the_reference(
     q_len: int, kv_len: int, dtype: torch.dtype, device: torch.device
 ) -> None:
-    q, k, v = random_qkv(5, 1, q_len, kv_len, dtype=dtype, device=device)
-    check(q, k, v, mixed_index(layout_of(q, k), 5))
+    q, k, v = inputs(5, 1, q_len, kv_len, dtype=dtype, device=device)
+    check(q, k, v, mixed_index(layout_of(q, k), 5), dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "fp32"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "fp32", "fp8"])
 @pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
 @pytest.mark.usefixtures("nan_poison")
 def test_padding_on_both_sides_gives_zeros(dtype: torch.dtype, device: torch.device) -> None:
-    q, k, v = random_qkv(5, 5, 150, 160, batch=2, dtype=dtype, device=device)
+    q, k, v = inputs(5, 5, 150, 160, batch=2, dtype=dtype, device=device)
     layout = layout_of(q, k, left_padding=(37, 0), right_padding=(0, 19))
     for x in (k, v):
         x[1, :, -19:] = torch.nan
     index = mixed_index(layout, 5)
-    check(q, k, v, index)
-    out, _ = kernel.sparse_attention(q, k, v, index, scale=0.1)
+    check(q, k, v, index, dtype=dtype)
+    out, _ = kernel.sparse_attention(q, k, v, index, scale=0.1, fp8=dtype == E4M3)
     assert int(out[0, :, :27].count_nonzero()) == 0
     assert int(out[1, :, -19:].count_nonzero()) == 0
 
@@ -67,11 +81,16 @@ def test_chunks_give_the_rows_of_the_whole(cut: int, device: torch.device) -> No
         torch.testing.assert_close(rows, out[:, :, begin:end], **tolerance(q.dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "fp32"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "fp32", "fp8"])
 @pytest.mark.parametrize("dim", [16, 64, 80, 96, 112, 128, 192, 256])
 def test_every_head_dim(dim: int, dtype: torch.dtype, device: torch.device) -> None:
-    q, k, v = random_qkv(2, 1, 66, 140, dim=dim, dtype=dtype, device=device)
-    check(q, k, v, mixed_index(layout_of(q, k), 2))
+    q, k, v = inputs(2, 1, 66, 140, dim=dim, dtype=dtype, device=device)
+    index = mixed_index(layout_of(q, k), 2)
+    if dtype == E4M3 and dim < 32:
+        with pytest.raises(UnsupportedError, match="32 products at once, got head dim 16"):
+            kernel.sparse_attention(q, k, v, index, scale=1.0, fp8=True)
+        return
+    check(q, k, v, index, dtype=dtype)
 
 
 def test_softcap_shared_lists_and_strides(device: torch.device) -> None:
@@ -80,6 +99,8 @@ def test_softcap_shared_lists_and_strides(device: torch.device) -> None:
     index = mixed_index(layout_of(q, k), 2)
     check(q, k, v, index, softcap=5.0)
     check(q.float(), k.float(), v.float(), index, softcap=5.0)
+    check(q, k, v, index, softcap=5.0, dtype=E4M3)
+    check(q.float(), k.float(), v.float(), index, dtype=E4M3)
 
 
 @pytest.mark.parametrize("launch", [(128, 64, 2, 4), (64, 128, 3, 4)])
@@ -88,7 +109,28 @@ def test_every_launch_gives_the_same(launch: tuple, *, tma: bool, device: torch.
     if tma and device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
         pytest.skip("TMA needs a device of compute capability 9.0")
     q, k, v = random_qkv(5, 1, 150, dim=64, dtype=torch.float16, device=device)
-    check(q, k, v, mixed_index(layout_of(q, k), 5), launch=AttentionLaunch(*launch), tma=tma)
+    index = mixed_index(layout_of(q, k), 5)
+    for dtype in (q.dtype, E4M3):
+        check(q, k, v, index, dtype=dtype, launch=AttentionLaunch(*launch), tma=tma)
+
+
+def test_each_head_has_its_fp8_scales(device: torch.device) -> None:
+    q, k, v = random_qkv(4, 2, 150, dim=32, device=device)
+    index = mixed_index(layout_of(q, k), 4)
+    scale = 32**-0.5
+    out, lse = kernel.sparse_attention(q, k, v, index, scale=scale, fp8=True, return_lse=True)
+    # powers of two leave every rounding as it was, so a shared scale alone would tell
+    up = torch.tensor([2.0**20, 2.0**-20], device=device)[None, :, None, None]
+    q, k = q / up.repeat_interleave(2, 1), k * up
+    again = kernel.sparse_attention(q, k, v * up, index, scale=scale, fp8=True, return_lse=True)
+    torch.testing.assert_close(again[0], out * up.repeat_interleave(2, 1))
+    torch.testing.assert_close(again[1], lse)
+
+
+def test_zeros_are_served_in_fp8(device: torch.device) -> None:
+    q, k, v = (x * 0 for x in random_qkv(2, 1, 70, dim=32, device=device))
+    out, _ = kernel.sparse_attention(q, k, v, mixed_index(layout_of(q, k), 2), scale=1.0, fp8=True)
+    assert torch.equal(out, q)
 
 
 def test_lists_that_share_memory_are_read_whole(device: torch.device) -> None:
@@ -125,3 +167,33 @@ def test_the_operator_reaches_the_kernel(device: torch.device) -> None:
     expected = sparse_attention(q, k, v, index, impl="reference")
     out = sparse_attention(q, k, v, index, impl="triton")
     torch.testing.assert_close(out, expected, **tolerance(q.dtype))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["native", "fp8"])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_runs_do_not_differ(dim: int, precision: str) -> None:
+    device = torch.device("cuda")
+    if precision == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
+        pytest.skip("fp8 needs a device of compute capability 8.9")
+    q, k, v = random_qkv(8, 2, 1111, 1300, dim=dim, dtype=torch.bfloat16, device=device)
+    index = mixed_index(layout_of(q, k), 8)
+    expected = sparse_attention(q, k, v, index, impl="reference", precision=precision)
+    out = sparse_attention(q, k, v, index, impl="triton", precision=precision)
+    again = sparse_attention(q, k, v, index, impl="triton", precision=precision)
+    assert torch.equal(out, again)
+    error = (out.float() - expected.float()).norm() / expected.float().norm()
+    assert error < (3e-2 if precision == "fp8" else 5e-3)
+
+
+@pytest.mark.gpu
+def test_fp8_by_default_is_triton_and_hopper_refuses_it() -> None:
+    device = torch.device("cuda")
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        pytest.skip("needs a GPU of compute capability 9.0")
+    q, k, v = random_qkv(4, 2, 70, dim=128, dtype=torch.bfloat16, device=device)
+    index = mixed_index(layout_of(q, k), 4)
+    out = sparse_attention(q, k, v, index, precision="fp8")
+    assert torch.equal(out, sparse_attention(q, k, v, index, precision="fp8", impl="triton"))
+    with pytest.raises(UnsupportedError, match="for fp8 use impl='triton'"):
+        sparse_attention(q, k, v, index, precision="fp8", impl="hopper")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from minference.index import SparseIndex
 from minference.ops._dispatch import resolve_impl
+from minference.ops.attention.fp8 import E4M3, check_precision
 from minference.ops.checks import check_qkv
 
 
@@ -22,6 +23,7 @@ def sparse_attention(
     softcap: float = 0.0,
     sinks: Tensor | None = None,
     return_lse: Literal[False] = False,
+    precision: str = "native",
     impl: str = "auto",
 ) -> Tensor: ...
 @overload
@@ -35,6 +37,7 @@ def sparse_attention(
     softcap: float = 0.0,
     sinks: Tensor | None = None,
     return_lse: Literal[True],
+    precision: str = "native",
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...
 def sparse_attention(
@@ -47,6 +50,7 @@ def sparse_attention(
     softcap: float = 0.0,
     sinks: Float[Tensor, " H"] | None = None,
     return_lse: bool = False,
+    precision: str = "native",
     impl: str = "auto",
 ) -> Tensor | tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"]]:
     """Causal attention of each query to the keys that `index` gives it.
@@ -64,22 +68,26 @@ def sparse_attention(
         sinks: a logit a head that takes part in the softmax without a value (gpt-oss).
         return_lse: also return the log-sum-exp of each row's scaled scores, float32, natural
             logarithm, sinks included.
+        precision: "native", the dtype of q; or "fp8": q, k and v rounded to e4m3 with a scale a
+            head, the softmax and the sums in float32. Everything but q, k and v stays the same.
         impl: "auto", "reference", "torch", "triton" or "hopper".
 
     Returns:
         [B, H, L, D] in q's dtype, and the log-sum-exp [B, H, L] when asked for.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit one another.
-        UnsupportedError: an explicit impl that cannot serve the call.
+        ValueError: shapes, dtypes or devices that do not fit one another, an unknown precision.
+        UnsupportedError: an explicit impl that cannot serve the call; fp8 on a GPU without it.
     """
     check_qkv(q, k, v)
     check_index(q, k, index)
-    name = resolve_impl(impl, q.device, q.dtype, q.shape[-1])
+    check_precision(precision)
+    fp8 = precision == "fp8"
+    name = resolve_impl(impl, q.device, E4M3 if fp8 else q.dtype, q.shape[-1])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     need_lse = return_lse or sinks is not None
     out, lse = torch.ops.minference.sparse_attention(
-        q, k, v, index.tensors(), index.q_len, index.kv_len, scale, softcap, need_lse, name
+        q, k, v, index.tensors(), index.q_len, index.kv_len, scale, softcap, need_lse, name, fp8
     )
     if sinks is not None:
         out, lse = with_sinks(out, lse, sinks)
@@ -127,24 +135,27 @@ def _sparse_attention(
     softcap: float,
     need_lse: bool,
     impl: str,
+    fp8: bool = False,
 ) -> tuple[Tensor, Tensor]:
     index = SparseIndex.from_tensors(lists, q_len, kv_len)
     match impl:
         case "reference":
             from minference.ops.attention import reference
 
-            out, lse = reference.sparse_attention(q, k, v, index, scale=scale, softcap=softcap)
+            out, lse = reference.sparse_attention(
+                q, k, v, index, scale=scale, softcap=softcap, fp8=fp8
+            )
         case "torch":
             from minference.ops.attention import torch_cpu
 
             out, lse = torch_cpu.sparse_attention(
-                q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse
+                q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse, fp8=fp8
             )
         case "triton":
             from minference.ops.attention import triton
 
             out, lse = triton.sparse_attention(
-                q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse
+                q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse, fp8=fp8
             )
         case _:
             from minference.ops.attention import hopper
@@ -156,6 +167,6 @@ def _sparse_attention(
 
 
 @_sparse_attention.register_fake
-def _(q, k, v, lists, q_len, kv_len, scale, softcap, need_lse, impl):  # noqa: ANN001, ANN202
+def _(q, k, v, lists, q_len, kv_len, scale, softcap, need_lse, impl, fp8=False):  # noqa: ANN001, ANN202
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     return out, q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minference.index import TILE, SparseIndex
+from minference.ops.attention.fp8 import round_weights, rounded_qkv
 
 
 def sparse_attention(
@@ -15,12 +16,16 @@ def sparse_attention(
     *,
     scale: float,
     softcap: float = 0.0,
+    fp8: bool = False,
 ) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"]]:
     """Attention over the index's keys in float32, and its log-sum-exp (natural logarithm).
 
-    Rows that are padding give 0 and -inf.
+    Rows that are padding give 0 and -inf. With fp8, q, k, v and the weights are rounded to e4m3.
     """
     batch, heads, q_len, _ = q.shape
+    dtype = q.dtype
+    if fp8:
+        q, k, v = rounded_qkv(q, k, v, index)
     out = torch.zeros_like(q, dtype=torch.float32)
     lse = torch.full((batch, heads, q_len), -torch.inf, device=q.device)
     for b in range(batch):
@@ -38,5 +43,6 @@ def sparse_attention(
                     scores = softcap * torch.tanh(scores / softcap)
                 scores = scores.masked_fill(~mask, -torch.inf)
                 lse[b, h, here] = scores.logsumexp(dim=-1)
-                out[b, h, here] = scores.softmax(dim=-1) @ values
-    return out.to(q.dtype), lse
+                weights = scores.softmax(dim=-1)
+                out[b, h, here] = (round_weights(weights) if fp8 else weights) @ values
+    return out.to(dtype), lse

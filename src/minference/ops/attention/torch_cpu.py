@@ -15,6 +15,7 @@ from torch.nn.functional import threshold
 
 from minference.index import BLOCK, BOTH_HALVES, TILE, WHOLE, SparseIndex
 from minference.index_tiles import tile_halves
+from minference.ops.attention.fp8 import round_weights, rounded_qkv
 
 SCORES = 1 << 20
 """Scores of a batch of tiles, at most: what a core's cache still holds."""
@@ -171,13 +172,16 @@ def sparse_attention(
     scale: float,
     softcap: float = 0.0,
     return_lse: bool = True,
+    fp8: bool = False,
 ) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"] | None]:
     """Attention over the index's keys in float32; on request its log-sum-exp (natural logarithm).
 
-    Rows that are padding give 0 and -inf.
+    Rows that are padding give 0 and -inf. With fp8, q, k, v and the weights are rounded to e4m3.
     """
     batch, heads, q_len, _ = q.shape
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    if fp8:
+        q, k, v = rounded_qkv(q, k, v, index)
     lse = torch.full((batch, heads, q_len), -torch.inf) if return_lse else None
     kv_heads, share, scratch = k.shape[1], heads // index.heads, _Scratch()
     for b, kv_head in itertools.product(range(batch), range(kv_heads)):
@@ -188,7 +192,7 @@ def sparse_attention(
             own = slice(h * share, (h + 1) * share)
             to = out[b, own], None if lse is None else lse[b, own]
             asked = (q[b, own].float() * scale).contiguous()
-            _attend(asked, keys, values, to, index, (b, h), softcap, scratch)
+            _attend(asked, keys, values, to, index, (b, h), softcap, scratch, fp8=fp8)
     return out, lse
 
 
@@ -201,6 +205,8 @@ def _attend(
     place: tuple[int, int],
     softcap: float,
     scratch: _Scratch,
+    *,
+    fp8: bool,
 ) -> None:
     """Attention of scaled queries, the heads that share the lists of batch row and head `place`."""
     out, lse = to
@@ -220,6 +226,8 @@ def _attend(
             total = scores.logsumexp(dim=-1).transpose(0, 1)
             lse.index_copy_(1, at, total.flatten(1))
         torch.softmax(flat, dim=-1, out=flat)
+        if fp8:
+            round_weights(flat)
         threshold(flat, TINY, 0.0, inplace=True)
         answer = scratch.take("answer", *asked.shape)
         gathered = scratch.gather("values", v, there)

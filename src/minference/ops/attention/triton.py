@@ -3,6 +3,7 @@
 The portable implementation, for NVIDIA sm_80 and newer, and the one that runs interpreted on the
 CPU. A program attends one tile of rows of one head: the diagonal blocks, offsets that stand in
 pairs (128 keys a step), single offsets, offsets under a mask, packed columns, listed blocks.
+In fp8 the inputs are quantised first, and the same kernel multiplies e4m3.
 """
 
 from typing import Any
@@ -23,10 +24,14 @@ from minference.ops._triton import (
     padded_dim,
     tma_serves,
 )
+from minference.ops.attention.fp8 import E4M3
 from minference.ops.attention.triton_exact import sparse_attention_exact
+from minference.ops.attention.triton_fp8 import pack_columns as pack_quantised
+from minference.ops.attention.triton_fp8 import quantise
 from minference.ops.attention.triton_lists import count_below, pack_columns, pair_offsets
 from minference.ops.attention.triton_parts import (
     NEVER,
+    RAISED,
     attend,
     bitmap_of,
     closes_at,
@@ -40,6 +45,7 @@ from minference.ops.attention.triton_parts import (
     tile_dim,
 )
 
+MIN_FP8_DIM = 32
 _TILE = tl.constexpr(TILE)
 _BLOCK = tl.constexpr(BLOCK)
 
@@ -66,15 +72,39 @@ def _rows(
 
 
 @triton.jit
+def _turned(
+    ptr, desc, step, b, head, end, row, D: tl.constexpr, ROWS: tl.constexpr, TMA: tl.constexpr,
+    GUARD: tl.constexpr,
+):  # fmt: skip
+    """Columns [row, row + ROWS) of turned values, as rows. [ROWS, BLOCK_D]"""
+    BLOCK_D: tl.constexpr = tile_dim(D)
+    if TMA:
+        return desc.load([b, head, 0, row.to(tl.int32)]).reshape(BLOCK_D, ROWS).T
+    place = row + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK_D)
+    at = ptr + column.to(tl.int64)[:, None] * step + place[None, :]
+    known = (column < D)[:, None]
+    if GUARD:
+        known &= (place < end)[None, :]
+    return tl.load(at, mask=known, other=0.0).T
+
+
+@triton.jit
 def _keys_values(
     source, row, D: tl.constexpr, ROWS: tl.constexpr, TMA: tl.constexpr, GUARD: tl.constexpr,
-    PAGE: tl.constexpr,
+    PRECISION: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
     k_ptr, v_ptr, k_desc, v_desc, steps, b, head, end, pages = source
     k_step, v_step, k_page, v_page = steps
     paged = in_pages(pages, row + tl.arange(0, ROWS), end, PAGE)
     k = _rows(k_ptr, k_desc, k_step, k_page, b, head, end, paged, row, D, ROWS, TMA, GUARD, PAGE)
-    v = _rows(v_ptr, v_desc, v_step, v_page, b, head, end, paged, row, D, ROWS, TMA, GUARD, PAGE)
+    if PRECISION == "fp8":
+        # of turned values, the step is that from dim to dim
+        v = _turned(v_ptr, v_desc, v_step, b, head, v_step, row, D, ROWS, TMA, GUARD)
+    else:
+        v = _rows(
+            v_ptr, v_desc, v_step, v_page, b, head, end, paged, row, D, ROWS, TMA, GUARD, PAGE
+        )
     return k, v
 
 
@@ -120,9 +150,10 @@ def _diagonal(
     for part in tl.static_range(_TILE // WIDE):
         begin = tile * _TILE + part * WIDE
         key = begin + tl.arange(0, WIDE)
-        k, v = _keys_values(source, first + begin, D, WIDE, TMA, True, PAGE)
-        # keys past the last real one may hold anything, and 0 * NaN is NaN
-        v = tl.where((key < real)[:, None], v, 0.0).to(v.dtype)
+        k, v = _keys_values(source, first + begin, D, WIDE, TMA, True, PRECISION, PAGE)
+        if PRECISION != "fp8":
+            # keys past the last real one may hold anything, and 0 * NaN is NaN
+            v = tl.where((key < real)[:, None], v, 0.0).to(v.dtype)
         halves = tl.where(key < middle, low, high)
         opens = tl.where(halves == 2, tl.maximum(key, middle), key)
         opens = tl.where(halves == 0, NEVER, opens)
@@ -143,7 +174,9 @@ def _sparse_attention(
     H: tl.constexpr, HKV: tl.constexpr, LISTS: tl.constexpr, D: tl.constexpr,
     ROWS: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
     SOFTCAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr, PAGE: tl.constexpr, table,
+    scales, packed_place,
 ):  # fmt: skip
+    FP8: tl.constexpr = PRECISION == "fp8"
     PARTS: tl.constexpr = _TILE // ROWS
     SPLIT: tl.constexpr = _TILE // WIDE
     BLOCK_D: tl.constexpr = tile_dim(D)
@@ -173,7 +206,18 @@ def _sparse_attention(
     steps_of = (k_steps[2], v_steps[2], k_steps[0], v_steps[0])
     wide = (k_from, v_from, k_wide, v_wide, steps_of, b, kv_head, kv_len, pages)
     narrow = (k_from, v_from, k_narrow, v_narrow, steps_of, b, kv_head, kv_len, pages)
-    packed = (packed_k_ptr, packed_v_ptr, k_packed, v_packed, (D, D, 0, 0), 0, 0, packed_rows, 0)
+    packed_steps = (D, packed_rows if FP8 else D, 0, 0)
+    packed = (packed_k_ptr, packed_v_ptr, k_packed, v_packed, packed_steps, 0, 0, packed_rows, 0)
+    origin = first
+    v_scale = 1.0
+    if FP8:
+        # e4m3 keys and values begin at the first real one
+        origin = first * 0
+        q_scale, k_scale, v_scale = scales
+        q_scale = tl.load(q_scale + b * H + head)
+        v_scale = tl.load(v_scale + b * HKV + kv_head)
+        factor, ceiling = scaling
+        scaling = (factor * (q_scale * tl.load(k_scale + b * HKV + kv_head)), ceiling)
 
     own = head * LISTS // H
     item = (b * LISTS + own).to(tl.int64)
@@ -201,27 +245,27 @@ def _sparse_attention(
     total = tl.zeros([ROWS], tl.float32)
     if (low | high) != 0:
         acc, peak, total = _diagonal(
-            q, wide, acc, peak, total, scaling, pos, tile, first, real, low, high, window, sink,
+            q, wide, acc, peak, total, scaling, pos, tile, origin, real, low, high, window, sink,
             D, WIDE, TMA, SOFTCAP, PRECISION, PAGE,
         )  # fmt: skip
-    base = first + tile * _TILE
+    base = origin + tile * _TILE
     for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
         pair = i // SPLIT
         at_row = base - (tl.load(steps + pair) + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
-        k, v = _keys_values(wide, at_row, D, WIDE, TMA, False, PAGE)
+        k, v = _keys_values(wide, at_row, D, WIDE, TMA, False, PRECISION, PAGE)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, pos, pos, False, SOFTCAP, PRECISION
         )
     for i in tl.range(0, n_singles, num_stages=STAGES):
         at_row = base - tl.load(steps + (n - 1 - i)) * _BLOCK
-        k, v = _keys_values(narrow, at_row, D, _BLOCK, TMA, False, PAGE)
+        k, v = _keys_values(narrow, at_row, D, _BLOCK, TMA, False, PRECISION, PAGE)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, pos, pos, False, SOFTCAP, PRECISION
         )
     for i in tl.range(masked, end, num_stages=STAGES):
         begin = tile * _TILE - tl.load(offsets + i) * _BLOCK
         key = begin + tl.arange(0, _BLOCK)
-        k, v = _keys_values(narrow, first + begin, D, _BLOCK, TMA, False, PAGE)
+        k, v = _keys_values(narrow, origin + begin, D, _BLOCK, TMA, False, PRECISION, PAGE)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, key, closes_at(key, window, sink), True,
             SOFTCAP, PRECISION,
@@ -230,7 +274,7 @@ def _sparse_attention(
         entry = tl.load(blocks + i)
         begin = (entry >> 2) * _BLOCK
         key = begin + tl.arange(0, _BLOCK)
-        k, v = _keys_values(narrow, first + begin, D, _BLOCK, TMA, False, PAGE)
+        k, v = _keys_values(narrow, origin + begin, D, _BLOCK, TMA, False, PRECISION, PAGE)
         middle = tile * _TILE + _BLOCK
         opens = tl.where(entry & 3 == 2, middle, 0)
         opens = tl.where(covered(bitmap, 2 * tile - (entry >> 2)) != 0, NEVER, opens)
@@ -243,10 +287,12 @@ def _sparse_attention(
 
     # columns inside the leading run of offsets are covered, whatever the bitmap says of others
     columns, first_row, n = list_of(column_lists, item, 0)
+    if FP8:
+        first_row = tl.load(packed_place + item)
     bound = tl.minimum(real, (2 * tile + 2 - local) * _BLOCK)
     n = count_below(columns, n * live, bound)
     for i in tl.range(0, n, WIDE, num_stages=STAGES):
-        k, v = _keys_values(packed, first_row + i, D, WIDE, TMA, True, 0)
+        k, v = _keys_values(packed, first_row + i, D, WIDE, TMA, True, PRECISION, 0)
         place = i + tl.arange(0, WIDE)
         key = tl.load(columns + place, mask=place < n, other=0)
         there = (place < n) & (covered(bitmap, 2 * tile - (key >> 6)) == 0)
@@ -256,7 +302,10 @@ def _sparse_attention(
         )  # fmt: skip
 
     at = (b * H + head).to(tl.int64) * q_len + row
-    store_tile(out_ptr, lse_ptr, at, acc, peak, total, inside, wanted, D, LSE)
+    if FP8:
+        acc *= v_scale
+    RAISE: tl.constexpr = RAISED if FP8 else 0
+    store_tile(out_ptr, lse_ptr, at, acc, peak, total, inside, wanted, D, LSE, RAISE)
 
 
 def _descriptors(k: Tensor, v: Tensor, rows: int, *, tma: bool) -> tuple[Any, Any]:
@@ -265,8 +314,14 @@ def _descriptors(k: Tensor, v: Tensor, rows: int, *, tma: bool) -> tuple[Any, An
         return None, None
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    block = [1, 1, rows, padded_dim(k.shape[-1])]
-    made = [TensorDescriptor(x, list(x.shape), list(x.stride()), block) for x in (k, v)]
+    dim = k.shape[-1]
+    blocks = [[1, 1, rows, padded_dim(dim)]] * 2
+    if k.dtype == E4M3:
+        blocks[1] = [1, 1, padded_dim(dim), rows]
+    made = [
+        TensorDescriptor(x, list(x.shape), list(x.stride()), block)
+        for x, block in zip((k, v), blocks, strict=True)
+    ]
     return made[0], made[1]
 
 
@@ -295,6 +350,7 @@ def sparse_attention(
     launch: AttentionLaunch | None = None,
     tma: bool | None = None,
     table: Int[Tensor, "B pages"] | None = None,
+    fp8: bool = False,
 ) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"] | None]:
     """Attention over the index's keys, and its log-sum-exp (natural logarithm) when asked for.
 
@@ -305,21 +361,32 @@ def sparse_attention(
         tma: whether to load through TMA descriptors; where the device can, unless given.
         table: numbers of each sequence's pages; k and v are then [pages, Hkv, page size, D], any
             strides whose last one is 1, and are read where they are.
+        fp8: whether to multiply in e4m3, with a scale a head; not with a table.
 
     Raises:
-        UnsupportedError: a head dim above 256.
+        UnsupportedError: a head dim above 256, or in fp8 below 32.
     """
     batch, heads, q_len, dim = q.shape
     if dim > MAX_HEAD_DIM:
         raise UnsupportedError(
             f"the Triton kernels serve head dims up to {MAX_HEAD_DIM}, got {dim}; use impl='torch'"
         )
+    if fp8 and dim < MIN_FP8_DIM:
+        raise UnsupportedError(
+            f"fp8 tensor cores sum {MIN_FP8_DIM} products at once, got head dim {dim}; use "
+            "precision='native'"
+        )
     q = q if q.stride(-1) == 1 else q.contiguous()
     if table is None:
         k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
-    launch = launch or attention_launch(dim, q.dtype, q.device)
+    launch = launch or attention_launch(dim, E4M3 if fp8 else q.dtype, q.device)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
+    place, scales, packed = None, None, []
+    if fp8:
+        (q, k, v), scales, packed, place = _quantised(q, k, v, index)
+    elif q.dtype != torch.float32:
+        packed = [x[None, None] for x in pack_columns(k, v, index, table)]
     slots = -(-q_len // TILE) + 1
     data = (q, k, v, out, out if lse is None else lse, *_index_arguments(index))
     data += tuple(tuple(x.stride()[:3]) for x in (q, k, v))
@@ -330,15 +397,29 @@ def sparse_attention(
     if table is not None:
         fixed |= {"PAGE": k.shape[2], "table": (table, table.stride(0))}
     grid = (batch * heads * slots * (TILE // launch.rows),)
-    if q.dtype == torch.float32:
+    if not packed:
         sparse_attention_exact[grid](*data, PRECISION="ieee", num_stages=1, **fixed)
         return out, lse
-    packed = [x[None, None] for x in pack_columns(k, v, index, table)]
     tma = table is None and (tma_serves(k, v, *packed) if tma is None else tma)
     _sparse_attention[grid](
         *data, *packed, packed[0].shape[2], *pair_offsets(index.offsets),
         *_descriptors(k, v, launch.wide, tma=tma), *_descriptors(k, v, BLOCK, tma=tma),
         *_descriptors(*packed, launch.wide, tma=tma), WIDE=launch.wide, STAGES=launch.stages,
-        TMA=tma, PRECISION="tf32", **fixed,
+        TMA=tma, PRECISION="fp8" if fp8 else "tf32", scales=scales, packed_place=place, **fixed,
     )  # fmt: skip
     return out, lse
+
+
+def _quantised(
+    q: Tensor, k: Tensor, v: Tensor, index: SparseIndex
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[Tensor], Tensor]:
+    """q, k and v in e4m3, their scales, the packed columns, and where each list of these begins."""
+    bounds = (index.first, index.stop)
+    made = (
+        quantise(q, *bounds, index.kv_len - index.q_len),
+        quantise(k, *bounds, 0, anchored=True),
+        quantise(v, *bounds, 0, anchored=True, turned=True),
+    )
+    scales = tuple(x.scale for x in made)
+    packed_k, packed_v, place = pack_quantised(k, v, *scales[1:], index)
+    return tuple(x.data for x in made), scales, [packed_k[None, None], packed_v[None, None]], place

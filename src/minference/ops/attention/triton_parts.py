@@ -3,8 +3,12 @@
 import triton
 import triton.language as tl
 
+from minference.ops.attention.triton_fp8 import in_value_order
+
 NEVER = tl.constexpr((1 << 31) - 1)
 """A position that no row reaches."""
+RAISED = tl.constexpr(8)
+"""fp8 weights are multiplied by 2 to this power: what lies below 2^-17 of the largest is lost."""
 
 
 @triton.constexpr_function
@@ -64,9 +68,10 @@ def attend(
     SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One step of the online softmax in base 2; with MASK, row `pos` sees key n iff
-    opens[n] <= pos < closes[n]."""
+    opens[n] <= pos < closes[n]. With PRECISION "fp8", v lies in the order of `value_key`."""
     factor, ceiling = scaling
-    scores = tl.dot(q, k.T, input_precision=PRECISION)  # [ROWS, keys]
+    INPUT: tl.constexpr = "tf32" if PRECISION == "fp8" else PRECISION
+    scores = tl.dot(q, k.T, input_precision=INPUT)  # [ROWS, keys]
     if SOFTCAP:
         scores = ceiling - 2 * ceiling / (tl.exp2(scores * factor) + 1)
         factor = 1.0
@@ -78,10 +83,18 @@ def attend(
     if MASK:
         # a row that has seen no key yet would give inf - inf
         safe = tl.where(risen == float("-inf"), 0.0, risen)
-    weights = tl.exp2(scores * factor - safe[:, None])
     fade = tl.exp2(peak - safe)
-    total = total * fade + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+    if PRECISION == "fp8":
+        weights = tl.exp2(scores * factor - (safe - RAISED)[:, None])
+        total = total * fade + tl.sum(weights, 1)
+        # the tensor cores' own sums keep some 14 bits: each step's is added in float32
+        KEYS: tl.constexpr = v.shape[0]
+        weights = in_value_order(weights.to(v.dtype))
+        acc = tl.dot(weights, v, acc * fade[:, None], max_num_imprecise_acc=KEYS)
+    else:
+        weights = tl.exp2(scores * factor - safe[:, None])
+        total = total * fade + tl.sum(weights, 1)
+        acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
     return acc, risen, total
 
 
@@ -119,9 +132,13 @@ def covered(bitmap, offset):
 
 @triton.jit
 def store_tile(
-    out_ptr, lse_ptr, at, acc, peak, total, inside, wanted, D: tl.constexpr, LSE: tl.constexpr
-):
-    """Write rows `at` of the output and its log-sum-exp: 0 and -inf where no key was seen."""
+    out_ptr, lse_ptr, at, acc, peak, total, inside, wanted, D: tl.constexpr, LSE: tl.constexpr,
+    RAISE: tl.constexpr = 0,
+):  # fmt: skip
+    """Write rows `at` of the output and its log-sum-exp: 0 and -inf where no key was seen.
+
+    Weights came in multiplied by 2^RAISE.
+    """
     column = tl.arange(0, acc.shape[1])
     seen = wanted & (total > 0)
     mass = tl.where(seen, total, 1.0)
@@ -130,5 +147,5 @@ def store_tile(
     tl.store(to, out.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (column < D)[None, :])
     if LSE:
         # log2 to the natural logarithm
-        lse = tl.where(seen, (peak + tl.log2(mass)) * 0.6931471805599453, float("-inf"))
+        lse = tl.where(seen, (peak - RAISE + tl.log2(mass)) * 0.6931471805599453, float("-inf"))
         tl.store(lse_ptr + at, lse, mask=inside)
