@@ -10,12 +10,14 @@ from minference.ops.pool.reference import best_blocks
 from minference.testing import layout_of, random_qkv
 
 
+@pytest.mark.parametrize("pooled", [1, 3 * 400 * 64, 1 << 26])
 @pytest.mark.parametrize("keep_ends", [False, True])
 @pytest.mark.parametrize(("length", "pad"), [(1, 0), (64, 0), (65, 37), (300, 0), (700, 37)])
 def test_block_lists_match_reference(
-    length: int, pad: int, keep_ends: bool, monkeypatch: pytest.MonkeyPatch
+    length: int, pad: int, keep_ends: bool, pooled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "CHUNK", 40)
+    monkeypatch.setattr(api, "SCORES", 40)
+    monkeypatch.setattr(api, "POOLED", pooled)
     q, k, _ = random_qkv(4, 2, length + pad)
     layout = layout_of(q, k, left_padding=(pad,))
     budgets = (1, 2, 3, 50)

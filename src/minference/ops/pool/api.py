@@ -1,16 +1,18 @@
-"""Block lists for every tile of 128 rows from pooled scores, a few row blocks at a time."""
+"""Block lists for every tile of 128 rows from pooled scores, some heads and rows at a time."""
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from minference.index import BLOCK, TILE, Ragged
+from minference.index import BLOCK, TILE, Ragged, device_ints
 from minference.ops.checks import check_qkv
 
-CHUNK = 1 << 24
+SCORES = 1 << 24
 """Scores held at a time."""
+POOLED = 1 << 26
+"""Elements of queries that are copied at a time to be pooled."""
 
 
 def pooled_block_lists(
@@ -57,20 +59,26 @@ def _pooled_block_lists(
     heads: list[int],
     keep_ends: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _, q_len, _ = q.shape
+    batch, _, q_len, dim = q.shape
     kv_len, group = k.shape[2], q.shape[1] // k.shape[1]
     shift = kv_len - q_len
     tiles, cap = _sizes(q_len, kv_len, budgets)
+    some = max(1, POOLED // (2 * tiles * BLOCK * dim))
+    parts = [slice(x, x + some) for x in range(0, len(heads), some)]
     rows = torch.zeros((batch, len(heads), tiles, cap), dtype=torch.int32, device=q.device)
     count = torch.zeros((batch, len(heads), tiles), dtype=torch.int32, device=q.device)
     for b in range(batch):
         first_tile = (shift - first[b]).clamp(min=0) // TILE
-        for x, h in enumerate(heads):
-            pooled_k = _pool(k[b, h // group], first[b], first[b], stop[b], -(-kv_len // BLOCK))
-            begin = first[b] + first_tile * TILE - shift
-            pooled_q = _pool(q[b, h], begin, first[b] - shift, stop[b] - shift, 2 * tiles)
-            rows[b, x], count[b, x] = _tile_lists(
-                pooled_q, pooled_k, 2 * first_tile, budgets[x], cap, keep_ends=keep_ends
+        begin = first[b] + first_tile * TILE - shift
+        for part in parts:
+            own = heads[part]
+            read = sorted({h // group for h in own})
+            pooled_k = _pool(_of(k[b], read), first[b], first[b], stop[b], -(-kv_len // BLOCK))
+            pooled_k = _of(pooled_k, [read.index(h // group) for h in own])
+            queries = _of(q[b], own)
+            pooled_q = _pool(queries, begin, first[b] - shift, stop[b] - shift, 2 * tiles)
+            rows[b, part], count[b, part] = _tile_lists(
+                pooled_q, pooled_k, 2 * first_tile, budgets[part], cap, keep_ends=keep_ends
             )
     lists = Ragged.from_rows(rows, count)
     return lists.values, lists.start, lists.count
@@ -92,58 +100,73 @@ def _sizes(q_len: int, kv_len: int, budgets: list[int]) -> tuple[int, int]:
     return q_len // TILE + 2, min(2 * max(budgets), 2 * -(-kv_len // TILE))
 
 
+def _of(x: Float[Tensor, "heads P D"], heads: list[int]) -> Float[Tensor, "own P D"]:
+    """Some heads, without a copy where they lie together."""
+    if heads == list(range(heads[0], heads[0] + len(heads))):
+        return x[heads[0] : heads[-1] + 1]
+    return x[device_ints(tuple(heads), x.device)]
+
+
 def _pool(
-    x: Float[Tensor, "P D"],
+    x: Float[Tensor, "heads P D"],
     begin: Int[Tensor, ""],
     low: Int[Tensor, ""],
     high: Int[Tensor, ""],
     blocks: int,
-) -> Float[Tensor, "blocks D"]:
+) -> Float[Tensor, "heads blocks D"]:
     """Means of `blocks` blocks from row `begin` on; rows outside [low, high) count as zeros."""
     row = begin + torch.arange(blocks * BLOCK, device=x.device)
-    real = (row >= low) & (row < high) & (row >= 0) & (row < x.shape[0])
-    gathered = x.index_select(0, row.clamp(0, x.shape[0] - 1)) * real[:, None]
-    return gathered.unflatten(0, (blocks, BLOCK)).mean(dim=1, dtype=torch.float32)
+    real = (row >= low) & (row < high) & (row >= 0) & (row < x.shape[1])
+    gathered = x.index_select(1, row.clamp(0, x.shape[1] - 1)) * real[:, None]
+    return gathered.unflatten(1, (blocks, BLOCK)).mean(dim=2, dtype=torch.float32)
 
 
 def _tile_lists(
-    q: Float[Tensor, "rows D"],
-    k: Float[Tensor, "blocks D"],
+    q: Float[Tensor, "heads rows D"],
+    k: Float[Tensor, "heads blocks D"],
     first_row: Int[Tensor, ""],
-    topk: int,
+    budgets: list[int],
     cap: int,
     *,
     keep_ends: bool,
-) -> tuple[Int[Tensor, "tiles cap"], Int[Tensor, " tiles"]]:
-    blocks = k.shape[0]
+) -> tuple[Int[Tensor, "heads tiles cap"], Int[Tensor, "heads tiles"]]:
+    heads, blocks, _ = k.shape
     column = torch.arange(blocks, device=q.device)
-    step = max(2, CHUNK // blocks // 2 * 2)
+    topk = device_ints(tuple(min(budget, blocks) for budget in budgets), q.device)
+    most = min(max(budgets), blocks)
+    step = max(2, SCORES // (heads * blocks) // 2 * 2)
     entries, counts = [], []
-    for begin in range(0, q.shape[0], step):
-        part = q[begin : begin + step]
-        row = first_row + torch.arange(begin, begin + part.shape[0], device=q.device)[:, None]
-        scores = part @ k.T
+    for begin in range(0, q.shape[1], step):
+        part = q[:, begin : begin + step]
+        row = first_row + torch.arange(begin, begin + part.shape[1], device=q.device)[:, None]
+        scores = part @ k.mT
         if keep_ends:
             scores.masked_fill_((column == 0) | (column == row), torch.inf)
-        chosen = _top_flags(scores.masked_fill_(column > row, -torch.inf), min(topk, blocks))
-        chosen &= column <= row
-        bits = chosen[0::2].int() + 2 * chosen[1::2].int()
+        causal = column <= row
+        chosen = _top_flags(scores.masked_fill_(~causal, -torch.inf), topk, most) & causal
+        bits = chosen[:, 0::2].int() + 2 * chosen[:, 1::2].int()
         entries.append(_compact_entries(bits, cap))
         counts.append((bits != 0).sum(dim=-1))
-    return torch.cat(entries), torch.cat(counts)
+    return torch.cat(entries, dim=1), torch.cat(counts, dim=1)
 
 
-def _top_flags(scores: Float[Tensor, "rows n"], topk: int) -> Tensor:
-    """The `topk` best of each row, ties to the smaller place: scores become unique integers."""
-    bits = scores.view(torch.int32).long()
-    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits) << 20
-    unique = ordered - torch.arange(scores.shape[-1], device=scores.device)
-    best = unique.topk(topk, dim=-1, sorted=False).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, value=True)
+def _top_flags(
+    scores: Float[Tensor, "heads rows n"], topk: Int[Tensor, " heads"], most: int
+) -> Bool[Tensor, "heads rows n"]:
+    """The `topk[h]` best of each row, ties to the smaller place; `most` is the largest of topk."""
+    best = scores.topk(most, dim=-1).values
+    last = (topk - 1).clamp(min=0).long()[:, None, None].expand(-1, scores.shape[1], 1)
+    least = best.gather(-1, last)
+    above, level = scores > least, scores == least
+    room = topk[:, None, None] - above.sum(dim=-1, keepdim=True)
+    return above | (level & (level.cumsum(dim=-1, dtype=torch.int32) <= room))
 
 
-def _compact_entries(bits: Int[Tensor, "tiles n"], cap: int) -> Int[Tensor, "tiles cap"]:
-    place = torch.where(bits != 0, (bits != 0).cumsum(dim=-1) - 1, cap).clamp(max=cap)
+def _compact_entries(
+    bits: Int[Tensor, "heads tiles n"], cap: int
+) -> Int[Tensor, "heads tiles cap"]:
+    used = bits != 0
+    place = torch.where(used, used.cumsum(dim=-1) - 1, cap).clamp(max=cap)
     block = torch.arange(bits.shape[-1], dtype=torch.int32, device=bits.device)
-    rows = torch.zeros((bits.shape[0], cap + 1), dtype=torch.int32, device=bits.device)
-    return rows.scatter_(-1, place, 4 * block + bits)[:, :cap]
+    rows = torch.zeros((*bits.shape[:-1], cap + 1), dtype=torch.int32, device=bits.device)
+    return rows.scatter_(-1, place, 4 * block + bits)[..., :cap]
