@@ -66,7 +66,7 @@ run() {
 print("vllm", vllm.__version__, "torch", torch.__version__)'
   local first="$python $here/vllm_first_token.py --out $1/vllm_first_token.jsonl"
   # a failure of one does not keep the other from being tried
-  $first --model "$here/../models/needle" --length 65536 --seconds 90 || true
+  $first --model "$here/../models/needle" --length 65536 --batched 65536 --seconds 90 || true
   $first --model llama-3-8b --length 131008 --batched 131072 --seconds 110 || true
   $first --model "$here/../models/needle" --length 16384 --graphs --seconds 110 || true
   if [ "${CHUNKED:-}" ]; then $first --model llama-3-8b --batched 16384 --seconds 110; fi

@@ -22,6 +22,7 @@ from minference.bench.records import Recorder
 from minference.bench.timing import measure, peak_extra_bytes
 from minference.head_patterns import default_patterns
 from minference.index import SparseIndex
+from minference.integrations.vllm.density import sampled_density
 from minference.integrations.vllm.metrics import Recorder as Counters
 from minference.integrations.vllm.options import Options
 from minference.integrations.vllm.pages import PagedRequest, split_kv
@@ -82,6 +83,9 @@ def kernel_records(
     q, k, v = shape.tensors(device)
     case = vs1(shape.length, shape.heads, 0)
     index = planted_index(case, layout_of(q, k))
+    # what measuring the density adds to a layer of a step that is measured
+    sampled = measure(lambda: torch.tensor(sampled_density(index)), device)
+    yield {"op": "sampled_density", **shape.to_dict(), "impl": "torch"} | sampled.to_dict()
     for impl in impls:
         common = {**shape.to_dict(), "case": case.name, "impl": impl}
         error = gate_error(q, k, v, sparse_attention(q, k, v, index, impl=impl), index)

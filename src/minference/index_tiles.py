@@ -31,9 +31,11 @@ def tile_halves(
     return halves
 
 
-def computed_pairs(index: SparseIndex, b: int) -> Int[Tensor, " H"]:
-    """Query-key pairs that each head's blocks and columns hold up to the diagonal, each once."""
-    queries, tiles, heads = index.rows(b), index.tiles(b), range(index.heads)
+def computed_pairs(index: SparseIndex, b: int, tiles: range | None = None) -> Int[Tensor, " H"]:
+    """Query-key pairs that each head's blocks and columns hold up to the diagonal, each once; of
+    some tiles where these are given."""
+    queries, heads = index.rows(b), range(index.heads)
+    tiles = index.tiles(b) if tiles is None else tiles
     pairs = torch.zeros(index.heads, dtype=torch.int64, device=index.device)
     every = torch.zeros(index.heads, 1, dtype=torch.int64, device=index.device)
     columns, head = _members(index.columns, b, heads, every)

@@ -41,6 +41,16 @@ def test_a_line_and_totals_for_each_chunk() -> None:
     assert recorder.totals.density == pytest.approx((0.3 * first + second) / (first + second))
 
 
+def test_chunks_that_are_not_measured_are_counted() -> None:
+    lines: list[str] = []
+    recorder = Recorder(lines.append, publish=False)
+    recorder.note(0, 0, 100, 100, 0.5)
+    recorder.note(0, 0, 100, 900, None)
+    totals = recorder.summary()
+    assert (totals["chunks"], totals["tokens"], totals["density"]) == (2, 200, 0.5)
+    assert len(lines) == 1
+
+
 def test_a_chunk_whose_last_layer_turned_dense_is_counted_too() -> None:
     recorder = Recorder(lambda line: None, publish=False, last_layer=5)
     recorder.note(0, 0, 100, 100, 0.5)

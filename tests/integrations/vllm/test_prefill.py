@@ -119,6 +119,17 @@ def test_copies_stay_in_the_workspace_and_heads_keep_their_patterns() -> None:
     torch.testing.assert_close(*outs, atol=2e-5, rtol=2e-5)
 
 
+def test_a_gpu_measures_the_first_of_some_steps_that_serve_long_rows() -> None:
+    runtime, measured = layer_of(methods.AShape()).runtime, []
+    for number in range(100):
+        runtime.start_step()
+        if number >= 30:  # captures and decodes before the first prompt
+            runtime.serve()
+            runtime.serve()
+            measured.append(runtime.measures(torch.device("cuda")))
+    assert [n for n, yes in enumerate(measured) if yes] == [0, 16, 32, 48, 64]
+
+
 def test_dense_layers_are_left_to_the_host() -> None:
     method = methods.MInference(patterns=default_patterns(1, 4, Dense()))
     out, _, served = run(layer_of(method), 300, 300)

@@ -10,7 +10,7 @@ from typing import Any
 _HELP = {
     "chunks": "Prompt chunks that sparse attention served",
     "tokens": "Prompt tokens that sparse attention served",
-    "causal_pairs": "Query-key pairs of those chunks, averaged over layers and heads",
+    "causal_pairs": "Query-key pairs of the measured chunks, averaged over layers and heads",
     "computed_pairs": "Pairs of them that were computed; the ratio is the density",
     "failures": "Errors inside sparse attention, one a layer and chunk",
 }
@@ -62,10 +62,12 @@ class Recorder:
     last_layer: int = 0
     _chunks: dict[int, Chunk] = field(default_factory=dict)
 
-    def note(self, layer: int, row: int, queries: int, context: int, density: float) -> None:
-        """A layer served a row of the step; the last layer closes it."""
+    def note(self, layer: int, row: int, queries: int, context: int, density: float | None) -> None:
+        """A layer served a row of the step, at this density if it was measured; the last layer
+        closes the row."""
         chunk = self._chunks.setdefault(row, Chunk(queries, context))
-        chunk.densities.append(density)
+        if density is not None:
+            chunk.densities.append(density)
         if layer == self.last_layer:
             self._close(self._chunks.pop(row))
 
@@ -84,13 +86,11 @@ class Recorder:
         return {**asdict(self.totals), "density": self.totals.density}
 
     def _close(self, chunk: Chunk) -> None:
+        self._add(chunks=1, tokens=chunk.queries)
+        if not chunk.densities:
+            return
         density = sum(chunk.densities) / len(chunk.densities)
-        self._add(
-            chunks=1,
-            tokens=chunk.queries,
-            causal_pairs=chunk.pairs,
-            computed_pairs=density * chunk.pairs,
-        )
+        self._add(causal_pairs=chunk.pairs, computed_pairs=density * chunk.pairs)
         self.report(
             f"sparse prefill: {chunk.queries} queries on {chunk.context} keys, density "
             f"{density:.4f} over {len(chunk.densities)} layers"

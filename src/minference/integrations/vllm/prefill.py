@@ -23,8 +23,8 @@ from minference.log import get_logger
 from minference.methods import Context, Method
 from minference.ops.build import Layout, dense_index
 
-# on a GPU, reading an index on the host stops the stream: one chunk in so many is measured
-_GPU_DENSITY_EVERY = 64
+# on a GPU, counting an index's pairs stops the stream: one step in so many is measured
+_GPU_DENSITY_EVERY = 16
 
 
 @dataclass
@@ -47,16 +47,21 @@ class Runtime:
     recorder: Recorder
     step: object = None
     poisoned: bool = False
+    _serving: bool = False
     _steps: int = 0
 
     def start_step(self) -> None:
         """Forgets the last step; called where a step's rows are first seen."""
-        self.poisoned = False
-        self._steps += 1
+        self.poisoned = self._serving = False
         self.recorder.start_step()
 
+    def serve(self) -> None:
+        """Counts the step as one with a long row."""
+        self._steps += not self._serving
+        self._serving = True
+
     def measures(self, device: torch.device) -> bool:
-        """Whether this step's densities are measured."""
+        """Whether this step's densities are measured: always on a CPU, else the first of some."""
         return device.type == "cpu" or self._steps % _GPU_DENSITY_EVERY == 1
 
     def clean(self, part: Tensor) -> Tensor:
@@ -104,6 +109,7 @@ class LayerPrefill:
             read: gives its context.
             output: receives the result, [queries, H, D]; NaN where an error was isolated.
         """
+        self.runtime.serve()
         try:
             return self._attend(row, query, read(), output)
         except Exception:
@@ -144,9 +150,9 @@ class LayerPrefill:
             index = dense_index(layout, own.stop - own.start)
             densities.append(self._write(q[:, own], key, part, index, request, output[:, own]))
             del key
-        if self.runtime.measures(q.device):
-            mean = sum(densities) / len(densities)
-            self.runtime.recorder.note(self.layer, row.number, row.queries, row.context, mean)
+        measured = self.runtime.measures(q.device)
+        mean = sum(densities) / len(densities) if measured else None
+        self.runtime.recorder.note(self.layer, row.number, row.queries, row.context, mean)
         return True
 
     def _context(self, layout: Layout, own: slice) -> Context:
