@@ -22,8 +22,9 @@ def test_records_hold_times_and_the_environment(tmp_path: Path) -> None:
     out = tmp_path / "records.jsonl"
     options = ["--lengths", "512", "--heads", "2", "--kv-heads", "1", "--dim", "32", "--seeds", "0"]
     options += ["--impls", "auto", "hopper", "--dtype", "float32", "--out", str(out)]
-    assert bench.main(options) == 0
-    dense, sparse, refused = (json.loads(line) for line in out.read_text().splitlines())
+    assert bench.main([*options, "--precision", "native", "fp8"]) == 0
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    dense, sparse, fp8, refused, fp8_refused = records
     assert dense["op"] == "dense_attention"
     assert dense["ms_p50"] > 0
     assert sparse["gate"]
@@ -34,6 +35,11 @@ def test_records_hold_times_and_the_environment(tmp_path: Path) -> None:
     assert sparse["speedup"] == pytest.approx(dense["ms_p50"] / sparse["together_ms"], abs=1e-3)
     assert sparse["torch"] == torch.__version__
     assert "refused" in refused
+    assert (sparse["precision"], fp8["precision"]) == ("native", "fp8")
+    assert sparse["gate_error"] < 1e-4 < fp8["gate_error"] < 6e-2
+    assert 1e-4 < fp8["native_relative"] < 6e-2
+    assert fp8["native_max_abs"] > 0
+    assert "fp8" in bench.summary(fp8_refused)
 
 
 def test_a_red_gate_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:

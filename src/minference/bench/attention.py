@@ -1,13 +1,16 @@
 """`minference bench attention`: index and kernel, apart and together, beside dense kernels.
 
 Each case passes a correctness gate first: rows of three tiles of every head against a softmax in
-float32 under the index's mask. A case that fails it is reported without a speed.
+float32 under the index's mask. A case that fails it is reported without a speed. fp8 has a
+tolerance of its own, its time holds the quantisation of q, k and v, and its records also say how
+far it is from the same case in the inputs' dtype.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,11 +28,12 @@ from minference.index import TILE, SparseIndex
 from minference.lengths import parse_length
 from minference.ops._dispatch import resolve_impl
 from minference.ops.attention.api import sparse_attention
+from minference.ops.attention.fp8 import E4M3, PRECISIONS
 from minference.ops.lines.api import best_lines
 from minference.ops.select.reference import offset_budget
 from minference.testing import default_device, layout_of
 
-GATE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+GATE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2, E4M3: 6e-2}
 """Largest relative error (2-norm) that passes."""
 
 
@@ -83,23 +87,42 @@ def gate_error(q: Tensor, k: Tensor, v: Tensor, out: Tensor, index: SparseIndex)
     return worst
 
 
+def distance(out: Tensor, native: Tensor) -> dict[str, object]:
+    """How far an output is from that in the inputs' dtype, a head at a time."""
+    most, square, size = 0.0, 0.0, 0.0
+    for own, other in zip(out.flatten(0, 1), native.flatten(0, 1), strict=True):
+        gap = own.float() - other.float()
+        most = max(most, float(gap.abs().max()))
+        square += float(gap.square().sum())
+        size += float(other.float().square().sum())
+    return {"native_max_abs": most, "native_relative": (square / size) ** 0.5}
+
+
 def sparse_record(
-    case: Case, shape: Shape, qkv: tuple[Tensor, Tensor, Tensor], impl: str
+    case: Case,
+    shape: Shape,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    impl: str,
+    precision: str = "native",
 ) -> dict[str, object]:
     """One case by one implementation: the gate, then index, kernel and both."""
     q, k, v = qkv
     index = planted_index(case, layout_of(q[:1, :1], k[:1, :1]))
 
-    def kernel() -> Tensor:
-        out = sparse_attention(q, k, v, index, impl=impl)
+    def kernel(precision: str = precision) -> Tensor:
+        out = sparse_attention(q, k, v, index, impl=impl, precision=precision)
         assert isinstance(out, Tensor)
         return out
 
     error = gate_error(q, k, v, kernel(), index)
+    most = GATE[E4M3 if precision == "fp8" else shape.dtype]
     record: dict[str, object] = {"op": "sparse_attention", "case": case.name, "impl": impl}
-    record |= {**shape.to_dict(), "gate_error": error, "gate": error <= GATE[shape.dtype]}
+    record |= {"precision": precision, **shape.to_dict()}
+    record |= {"gate_error": error, "gate": error <= most}
     if not record["gate"]:
         return record
+    if precision != "native":
+        record |= distance(kernel(), kernel("native"))
     build = build_index_ms_call(q, k, case, impl)
     times = measure(kernel, q.device)
     pairs = computed_pairs(index)
@@ -166,11 +189,13 @@ def run(
     cases: list[str],
     impls: list[str],
     *,
+    precisions: tuple[str, ...] = ("native",),
     seeds: tuple[int, ...] = SEEDS,
     dense: tuple[str, ...] | None = None,
     device: torch.device | None = None,
 ) -> Iterator[dict[str, object]]:
-    """Records of every shape: the dense kernels first, then each case by each implementation.
+    """Records of every shape: the dense kernels first, then each case by each implementation in
+    each precision.
 
     Args:
         dense: names of the dense kernels to run; all that are here unless given.
@@ -185,13 +210,16 @@ def run(
             yield record
         for name in cases:
             for case in cases_of(name, shape, seeds):
-                for impl in impls:
+                for impl, precision in itertools.product(impls, precisions):
+                    dtype = E4M3 if precision == "fp8" else shape.dtype
                     try:
                         # "auto" is told by the name of what serves
-                        served = resolve_impl(impl, device, shape.dtype, shape.dim)
-                        yield with_speedup(sparse_record(case, shape, qkv, served), timed)
+                        served = resolve_impl(impl, device, dtype, shape.dim)
+                        record = sparse_record(case, shape, qkv, served, precision)
+                        yield with_speedup(record, timed)
                     except UnsupportedError as error:
-                        yield {"op": "sparse_attention", "impl": impl, "refused": str(error)}
+                        asked = {"impl": impl, "precision": precision}
+                        yield {"op": "sparse_attention", **asked, "refused": str(error)}
         del qkv
         gc.collect()
 
@@ -199,6 +227,7 @@ def run(
 def summary(record: dict[str, object]) -> str:
     """One line for people; without a speed where the gate is red."""
     name = f"{record.get('length')} {record.get('case', 'dense')} {record['impl']}"
+    name += " fp8" if record.get("precision") == "fp8" else ""
     if "refused" in record:
         return f"{name}: refused, {record['refused']}"
     if record.get("gate") is False:
@@ -207,6 +236,9 @@ def summary(record: dict[str, object]) -> str:
     if "index_ms" in record:
         line += f", index {record['index_ms']} ms, together {record['together_ms']} ms"
         line += f", {record['keys_per_row']} keys a row, density {record['density']:.4f}"
+    if "native_relative" in record:
+        line += f", {record['native_relative']:.4f} from native (at most "
+        line += f"{record['native_max_abs']:.2e})"
     if "speedup" in record:
         line += f", {record['speedup']} times as fast as {record['speedup_over']}"
     return line
@@ -218,6 +250,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lengths", type=parse_length, nargs="+", default=[1 << 17])
     made.add_argument("--cases", nargs="+", default=["vs1"])
     made.add_argument("--impls", nargs="+", default=["auto"])
+    made.add_argument("--precision", choices=PRECISIONS, nargs="+", default=["native"])
     made.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     made.add_argument("--dense", nargs="*", default=None, help="dense kernels; all unless given")
     made.add_argument("--heads", type=int, default=32)
@@ -237,7 +270,8 @@ def main(arguments: list[str] | None = None) -> int:
     recorder = Recorder(given.out)
     dense = None if given.dense is None else tuple(given.dense)
     red = False
-    for record in run(shapes, given.cases, given.impls, seeds=tuple(given.seeds), dense=dense):
+    options = {"precisions": tuple(given.precision), "seeds": tuple(given.seeds), "dense": dense}
+    for record in run(shapes, given.cases, given.impls, **options):
         full = recorder.write(record)
         red |= full.get("gate") is False
         sys.stdout.write(summary(full) + "\n")
