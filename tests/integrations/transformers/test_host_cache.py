@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -55,7 +57,7 @@ def same(layers: list[HostLayer], plain: DynamicCache) -> bool:
 def test_layers_hold_what_the_plain_cache_holds() -> None:
     layers, plain = filled()
     assert same(layers, plain)
-    assert len(layers[0]._pieces) >= 4
+    assert len(layers[0]._pieces()) >= 4
     for change in (
         lambda layer: layer.reorder_cache(torch.tensor([1, 1])),
         lambda layer: layer.batch_repeat_interleave(2),
@@ -78,7 +80,7 @@ def test_fp8_keeps_one_part_in_sixteen() -> None:
         error = (own.keys - other.keys).abs() / other.keys.abs().clamp(min=1e-3)
         assert 0 < error.max() <= 1 / 16 + 1e-3
         assert error.mean() < 0.03
-    assert layers[0]._pieces[0][0].data.element_size() == 1
+    assert layers[0]._pieces()[0][0].data.element_size() == 1
     assert Piece.store(torch.zeros(1, 1, 2, 4), fp8=True, pinned=False).scale is not None
 
 
@@ -125,6 +127,38 @@ def test_a_direct_call_and_fp8_answers() -> None:
             assert model(IDS, use_cache=False).past_key_values is None
     # measured 0.05; the exact cache gives 1e-5
     assert 1e-4 < (got - expected).norm() / expected.norm() < 0.1
+
+
+def test_a_copy_of_the_cache_goes_its_own_way() -> None:
+    layers, plain = filled()
+    own = copy.deepcopy(layers)
+    own[0].update(*states(9, 30))
+    assert same(layers, plain)
+    assert own[0].get_seq_length() == layers[0].get_seq_length() + 9
+    assert own[0].following is own[1]
+
+
+def test_running_out_of_host_memory_leaves_the_model_usable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model()
+    kept: list[torch.Tensor] = []
+    to_host = host_layer._to_host
+
+    def fills_up(x: torch.Tensor, pinned: bool) -> torch.Tensor:
+        if len(kept) == 20:
+            raise torch.OutOfMemoryError("full")
+        kept.append(to_host(x, pinned))
+        return kept[-1]
+
+    options = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(IDS)}
+    with minference.attach(model, NARROW, dense_from=2, kv="host"):
+        expected = model.generate(IDS, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(host_layer, "_to_host", fills_up)
+            with pytest.raises(torch.OutOfMemoryError, match="full"):
+                model.generate(IDS, **options)
+        assert torch.equal(model.generate(IDS, **options), expected)
 
 
 def test_a_window_lets_go_of_the_prompt() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import threading
+
 import pytest
 import torch
 
@@ -37,9 +41,56 @@ def test_the_host_cache_gives_the_same_tokens(
         got = model.generate(ids, **options)
     assert torch.equal(got.sequences, expected.sequences)
     for own, other in zip(got.past_key_values.layers, expected.past_key_values.layers, strict=True):
-        assert own._pieces[0][0].data.is_pinned()
+        assert own._pieces()[0][0].data.is_pinned()
         assert torch.equal(own.keys, other.keys.cpu())
         assert torch.equal(own.values, other.values.cpu())
+
+
+def test_host_memory_that_cannot_be_pinned_leaves_the_model_usable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, ids = model_and_ids(20_000)
+    to_host, threads, full = host_layer._to_host, set(), False
+
+    def fills_up(x: torch.Tensor, pinned: bool) -> torch.Tensor:
+        threads.add(threading.current_thread())
+        if full:
+            raise torch.OutOfMemoryError("full")
+        return to_host(x, pinned)
+
+    monkeypatch.setattr(host_layer, "_to_host", fills_up)
+    options = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    with minference.attach(model, METHOD, kv="host_fp8"):
+        expected = model.generate(ids, **options)
+        full = True
+        with pytest.raises(torch.OutOfMemoryError, match="full"):
+            model.generate(ids, **options)
+        full = False
+        assert torch.equal(model.generate(ids, **options), expected)
+    assert threading.main_thread() not in threads
+
+
+def test_a_second_prompt_takes_the_pinned_memory_of_the_first() -> None:
+    model, ids = model_and_ids(1 << 17)
+    pinned = []
+    for _ in range(3):
+        with torch.no_grad(), minference.attach(model, METHOD, chunk_tokens=4096, kv="host"):
+            out = model(ids, logits_to_keep=1)
+        for layer in out.past_key_values.layers:
+            layer._settle()
+        del out
+        gc.collect()
+        pinned.append(torch.cuda.host_memory_stats()["allocated_bytes.current"])
+    assert pinned[1] == pinned[2]
+
+
+def test_a_copy_of_the_cache_is_whole() -> None:
+    model, ids = model_and_ids(20_000)
+    with torch.no_grad(), minference.attach(model, METHOD, kv="host"):
+        cache = model(ids, logits_to_keep=1).past_key_values
+        own = copy.deepcopy(cache)
+        answers = [model(ids[:, :1], past_key_values=x).logits for x in (cache, own)]
+    assert torch.equal(*answers)
 
 
 def test_the_long_mode_takes_what_was_estimated() -> None:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
-from minference.integrations.transformers.lane import Lane
+from minference.integrations.transformers.lane import Lane, Sent
+from minference.ops.pack.api import pack_rows, unpack_rows
 
 SEGMENT = 65_536
 """Tokens of a piece of host memory: pinned memory comes in powers of two, and no piece is moved."""
 TAIL = 1024
 """Tokens that decoding may add before they leave the device too."""
-_FP8 = torch.float8_e4m3fn
-_FP8_MAX = 448.0
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Keys or values of some tokens on the host, [B, H, n, D]; e4m3 as bytes with one scale a row,
-    which keeps each number to one part in 16 (3 mantissa bits)."""
+    """Keys or values of some tokens on the host, [B, H, n, D]; as bytes with scales if packed."""
 
     data: Tensor
     scale: Tensor | None
@@ -32,8 +31,7 @@ class Piece:
         """Copies a part of a layer to the host."""
         if not fp8:
             return cls(_to_host(x, pinned), None)
-        scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-20) / _FP8_MAX
-        data = (x.float() / scale).to(_FP8).view(torch.uint8)
+        data, scale = pack_rows(x)
         return cls(_to_host(data, pinned), _to_host(scale, pinned))
 
     def load(self, out: Tensor) -> None:
@@ -42,7 +40,7 @@ class Piece:
             out.copy_(self.data, non_blocking=True)
             return
         data, scale = (x.to(out.device, non_blocking=True) for x in (self.data, self.scale))
-        out.copy_(data.view(_FP8).float() * scale)
+        unpack_rows(data, scale, out)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Piece:
         """The same change to numbers and scales."""
@@ -74,10 +72,16 @@ class HostLayer(CacheLayerMixin):
         self.reset()
 
     def reset(self) -> None:
-        self._pieces: list[tuple[Piece, Piece]] = []
+        self._stored: list[tuple[Piece, Piece]] = []
+        self._sent: list[Sent[list[tuple[Piece, Piece]]]] = []
+        self._host_length = 0
         self._tail: tuple[Tensor, Tensor] | None = None
         self._ahead: tuple[Tensor, Tensor] | None = None
         self.is_initialized = False
+
+    def __getstate__(self) -> dict[str, object]:
+        self._settle()
+        return dict(self.__dict__)
 
     @property
     def keys(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -104,7 +108,7 @@ class HostLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         new = key_states, value_states
-        whole = self._whole(new) if self._pieces else self._joined(new)
+        whole = self._whole(new) if self._host_length else self._joined(new)
         if self.following is not None and (not self.last or key_states.shape[2] < TAIL):
             self.following.fetch(key_states.shape[2])
         self._keep(new)
@@ -112,16 +116,17 @@ class HostLayer(CacheLayerMixin):
 
     def fetch(self, new: int) -> None:
         """Starts to bring the layer to the device, with room for `new` tokens."""
-        if not self._pieces or self._ahead is not None or self._tail is None:
+        if not self._host_length or self._ahead is not None or self._tail is None:
             return
         length = self.get_seq_length() + new
         buffers = tuple(
             torch.empty((*x.shape[:2], length, x.shape[3]), dtype=self.dtype, device=self.device)
             for x in self._tail
         )
+        pieces = self._pieces()
         with self._lane.behind(*buffers):
             at = 0
-            for pair in self._pieces:
+            for pair in pieces:
                 for piece, buffer in zip(pair, buffers, strict=True):
                     piece.load(buffer[:, :, at : at + len(piece)])
                 at += len(pair[0])
@@ -135,7 +140,7 @@ class HostLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         tail = 0 if self._tail is None else self._tail[0].shape[2]
-        return sum(len(keys) for keys, _ in self._pieces) + tail
+        return self._host_length + tail
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
@@ -154,13 +159,14 @@ class HostLayer(CacheLayerMixin):
         if stop >= self.get_seq_length() or self._tail is None:
             return
         self._ahead, at, pieces = None, 0, []
-        for pair in self._pieces:
+        for pair in self._pieces():
             rest = max(0, min(len(pair[0]), stop - at))
             at += len(pair[0])
             if rest:
                 pieces.append(tuple(p.map(lambda x, n=rest: x[:, :, :n]) for p in pair))
         keys, values = (x[:, :, : max(0, stop - at)] for x in self._tail)
-        self._pieces, self._tail = pieces, (keys, values)
+        self._stored, self._host_length = pieces, max(0, min(stop, at))
+        self._tail = keys, values
 
     def _joined(self, new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         assert self._tail is not None
@@ -188,38 +194,53 @@ class HostLayer(CacheLayerMixin):
         if tail[0].shape[2] < TAIL:
             self._tail = tail
             return
-        with self._lane.behind(*tail):
-            for begin in range(0, tail[0].shape[2], SEGMENT):
-                keys, values = (
-                    Piece.store(
-                        x[:, :, begin : begin + SEGMENT], fp8=self._fp8, pinned=self._lane.pinned
-                    )
-                    for x in tail
-                )
-                self._pieces.append((keys, values))
-        self._lane.leave()
+        sent = self._lane.send(partial(_store, tail, self._fp8, self._lane.pinned), *tail)
+        self._sent.append(sent)
+        self._host_length += tail[0].shape[2]
         self._tail = tail[0][:, :, :0].clone(), tail[1][:, :, :0].clone()
+
+    def _pieces(self) -> list[tuple[Piece, Piece]]:
+        """What is on the host, copies under way included."""
+        while self._sent:
+            self._stored += self._sent[0].issued()
+            del self._sent[0]
+        return self._stored
+
+    def _settle(self) -> list[tuple[Piece, Piece]]:
+        """What is on the host, all of it readable there."""
+        if self._tail is not None:
+            self._lane.drain()
+        return self._pieces()
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> None:
         self._ahead = None
         if self._tail is None:
             return
-        self._lane.drain()
-        self._pieces = [(keys.map(change), values.map(change)) for keys, values in self._pieces]
+        self._stored = [(keys.map(change), values.map(change)) for keys, values in self._settle()]
         self._tail = change(self._tail[0]), change(self._tail[1])
 
     def _on_host(self, which: int) -> Tensor | None:
         if self._tail is None:
             return None
-        self._lane.drain()
+        pieces = self._settle()
         tail = self._tail[which].cpu()
         whole = tail.new_empty((*tail.shape[:2], self.get_seq_length(), tail.shape[3]))
         at = 0
-        for pair in self._pieces:
+        for pair in pieces:
             pair[which].load(whole[:, :, at : at + len(pair[which])])
             at += len(pair[which])
         whole[:, :, at:] = tail
         return whole
+
+
+def _store(tail: tuple[Tensor, Tensor], fp8: bool, pinned: bool) -> list[tuple[Piece, Piece]]:
+    pieces = []
+    for begin in range(0, tail[0].shape[2], SEGMENT):
+        keys, values = (
+            Piece.store(x[:, :, begin : begin + SEGMENT], fp8=fp8, pinned=pinned) for x in tail
+        )
+        pieces.append((keys, values))
+    return pieces
 
 
 class WindowLayer(DynamicSlidingWindowLayer):
