@@ -47,12 +47,12 @@ def test_torch_keeps_the_blocks_of_the_reference(name: str, softcap: float) -> N
 
 
 @pytest.mark.parametrize(
-    ("heads", "left", "dtype"), [(2, 0, torch.float32), (3, 40, torch.float16)]
+    ("heads", "left", "dtype", "edge"), [(2, 0, torch.float32, 2), (3, 40, torch.float16, 8)]
 )
 # the interpreter of Triton 3.6 turns arrays of one element into numbers
 @pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 def test_triton_keeps_the_blocks_of_the_reference(
-    heads: int, left: int, dtype: torch.dtype, device: torch.device, nan_poison: None
+    heads: int, left: int, dtype: torch.dtype, edge: int, device: torch.device, nan_poison: None
 ) -> None:
     q, k, _ = random_qkv(heads, 1, 200, 1300, dtype=dtype, device=device)
     q *= 2.5
@@ -61,8 +61,8 @@ def test_triton_keeps_the_blocks_of_the_reference(
     expected = _lists(grouped_blocks(q, k, layout, plan, impl="reference")[0])
     got = _lists(grouped_blocks(q, k, layout, plan, impl="triton")[0])
     assert sum(map(len, expected)) < 16 * len(expected)
-    # equal but for entries at the edge, where rounding decides
-    assert sum(len(a ^ b) for a, b in zip(expected, got, strict=True)) <= 2
+    # equal but for entries at the edge, where rounding decides, to e4m3 with half precision
+    assert sum(len(a ^ b) for a, b in zip(expected, got, strict=True)) <= edge
 
 
 def test_masses_are_those_of_a_plain_softmax() -> None:

@@ -93,7 +93,7 @@ def rate_blocks(
     plan: Plan,
 ) -> Float[Tensor, "B Hkv blocks"]:
     """The largest share of a row's attention that a cell of a block has; a cell counts from its
-    first key on."""
+    first key on. In a row's sum each block counts with its best wide cell."""
     hidden = (
         torch.arange(x.shape[-1], device=x.device) * size > positions[..., None]
         for x, size in ((scores, plan.cell), (wide, plan.sum_cell))
@@ -101,7 +101,8 @@ def rate_blocks(
     scores, wide = (
         x.masked_fill(h, float("-inf")) for x, h in zip((scores, wide), hidden, strict=True)
     )
-    total = wide.logsumexp(dim=-1, keepdim=True) + math.log(plan.sum_cell // plan.cell)
+    total = wide.unflatten(-1, (-1, BLOCK // plan.sum_cell)).amax(dim=-1)
+    total = total.logsumexp(dim=-1, keepdim=True) + math.log(BLOCK // plan.cell)
     best = (scores - total).nan_to_num(nan=float("-inf")).amax(dim=(2, 3))
     return best.unflatten(-1, (-1, BLOCK // plan.cell)).amax(dim=-1)
 

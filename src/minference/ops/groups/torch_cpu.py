@@ -98,13 +98,18 @@ def _ratings(
 ) -> Float[Tensor, "Hkv blocks"]:
     """The logarithm of the largest share of a row that a cell of each block has."""
     scores = _seen_scores(rows, wide, at, span, plan.sum_cell, softcap)
-    total = scores.logsumexp(dim=-1, keepdim=True) + math.log(plan.sum_cell // plan.cell)
+    total = _by_block(scores, plan.sum_cell).logsumexp(dim=-1, keepdim=True)
     if plan.sum_cell != plan.cell:
         scores = _seen_scores(rows, cells, at, span, plan.cell, softcap)
-    best = scores.sub_(total).amax(dim=(1, 2))
-    per, blocks = BLOCK // plan.cell, -(-span.stop // BLOCK)
-    best = torch.nn.functional.pad(best, (0, blocks * per - best.shape[1]), value=-torch.inf)
-    return best.unflatten(1, (blocks, per)).amax(dim=-1)
+    best = scores.sub_(total + math.log(BLOCK // plan.cell)).amax(dim=(1, 2))
+    return _by_block(best, plan.cell)
+
+
+def _by_block(scores: Float[Tensor, "*rows cells"], cell: int) -> Float[Tensor, "*rows blocks"]:
+    """The largest score of each block's cells."""
+    per = BLOCK // cell
+    whole = torch.nn.functional.pad(scores, (0, -scores.shape[-1] % per), value=-torch.inf)
+    return whole.unflatten(-1, (-1, per)).amax(dim=-1)
 
 
 def _candidates(

@@ -7,21 +7,16 @@ share. Nothing is added atomically, so equal calls give equal bits.
 """
 
 import torch
-import triton
 from jaxtyping import Float
 from torch import Tensor
 
 from minference.index import TILE, Ragged
 from minference.ops._triton import log2_scaling, padded_dim
 from minference.ops.build import Layout
-from minference.ops.groups.plan import GROUP_TILES, Plan, group_count, list_room
+from minference.ops.groups.plan import GROUP_TILES, Plan, group_count, list_room, power_of_two
 from minference.ops.groups.triton_keep import keep_blocks, take_candidates
-from minference.ops.groups.triton_rate import STEP, mean_cells, rate_blocks
+from minference.ops.groups.triton_rate import mean_cells, rate, rated_at_once
 from minference.ops.groups.triton_weigh import weigh_candidates
-
-RATED_AT_ONCE = 2
-"""Query heads of a program of the coarse pass: with two, two programs share a multiprocessor; at
-128K that took 4.9 ms on an H100, four heads 5.9 ms."""
 
 WEIGHED_AT_ONCE = 4
 """Query heads of a program of the fine pass."""
@@ -46,21 +41,18 @@ def grouped_blocks(
     kv_heads, kv_len = k.shape[1:3]
     share = heads // kv_heads
     exact = q.dtype == torch.float32
-    rated, take = (
-        1 if exact else min(most, triton.next_power_of_2(share))
-        for most in (RATED_AT_ONCE, WEIGHED_AT_ONCE)
-    )
-    parts, bundles = -(-share // rated), -(-share // take)
+    take = 1 if exact else min(WEIGHED_AT_ONCE, power_of_two(share))
+    parts, bundles = -(-share // rated_at_once(q.dtype, share)), -(-share // take)
     items, tiles = batch * kv_heads, layout.chunk_tiles
     blocks = 2 * -(-kv_len // TILE)
     cap = list_room(layout, plan.cap)
     device = q.device
     values = torch.empty(items * tiles * cap, dtype=torch.int32, device=device)
     kept = torch.zeros((batch, kv_heads, tiles), dtype=torch.int32, device=device)
-    wide, cells = (mean_cells(k, layout, n) for n in (plan.sum_cell, plan.cell))
+    cells = mean_cells(k, layout, plan.cell, plan.sum_cell, shifted=not softcap)
     groups = group_count(layout)
     step = max(1, min(groups, LISTS_AT_ONCE // (items * bundles)))
-    ratings = torch.empty((items, step, parts, blocks), device=device)
+    room = torch.empty(items * step * parts * blocks, device=device)
     scratch = torch.empty((items, step, bundles, cap, take * plan.rows), device=device)
     masses = torch.empty((items, step, bundles, GROUP_TILES, cap), device=device)
     found = values.new_empty((batch, kv_heads, groups, cap))
@@ -73,14 +65,11 @@ def grouped_blocks(
     for group in range(0, groups, step):
         n = min(step, groups - group)
         places, count = values.new_empty((items, n, cap)), kept.new_empty((items, n))
-        rate_blocks[(n, parts, items)](
-            q, wide, cells, ratings, *bounds, tuple(q.stride()[:3]), q_len, kv_len, wide.shape[2],
-            cells.shape[2], blocks, group, *scaling, SUM_CELL=plan.sum_cell, CELL=plan.cell,
-            STEP=STEP, TAKE=rated, num_warps=4, **own,
-        )  # fmt: skip
+        ratings = room.narrow(0, 0, items * n * parts * blocks).view(items, n, parts, blocks)
+        rate(q, cells, layout, plan, ratings, group, scale=scale, softcap=softcap)
         take_candidates[(n, items)](
             ratings, places, count, *bounds, q_len, kv_len, blocks, parts, group, plan.floor,
-            plan.share, HKV=kv_heads, CAP=cap, NB=triton.next_power_of_2(blocks), BUNDLES=parts,
+            plan.share, HKV=kv_heads, CAP=cap, NB=power_of_two(blocks), BUNDLES=parts,
         )  # fmt: skip
         weigh_candidates[(n, bundles, items)](
             q, k, places, count, scratch, masses, *bounds, tuple(q.stride()[:3]),
