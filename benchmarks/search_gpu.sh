@@ -24,7 +24,7 @@ part() {
 
 part 90 8b4 "$python" benchmarks/search_8b.py --length 32k --layers 4 --spaces wide \
   --out "$to/search_8b_4layers.jsonl"
-part 60 cost "$python" benchmarks/search_cost.py --lengths 32k 128k --out "$to/search_cost.jsonl"
+part 120 cost "$python" benchmarks/search_cost.py --lengths 32k 128k --out "$to/search_cost.jsonl"
 ablation() {
   part "$1" "$2" "$python" benchmarks/search_ablation.py --length 32k --share "$3" \
     --tables "$TABLES/$3" --out "$to/search_ablation.jsonl"

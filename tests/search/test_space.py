@@ -3,7 +3,7 @@
 import pytest
 
 from minference.patterns import AShape, BlockSparse, Dense, TriShape, VerticalSlash
-from minference.search.cost import UNION, CostModel, Timings, Work, prompt_work, tile_work
+from minference.search.cost import FAR, UNION, CostModel, Timings, Work, prompt_work, tile_work
 from minference.search.space import BASIS, SPACES, TARGET, equalised, grown, served, space
 
 TIMED = Timings(
@@ -35,6 +35,15 @@ def test_work_is_what_the_kernels_compute() -> None:
         tile_work(TriShape(), 100)
 
 
+def test_far_slashes_leave_the_first_tiles_out() -> None:
+    near, far = AShape(0, 1024), VerticalSlash(0, 480)
+    assert tile_work(near, BASIS).blocks == tile_work(far, BASIS).blocks
+    share = prompt_work(far, BASIS).blocks / prompt_work(near, BASIS).blocks
+    assert 1 - FAR < share < 1 - FAR + 0.01
+    every = prompt_work(VerticalSlash(0, BASIS), BASIS)
+    assert every.blocks == prompt_work(Dense(), BASIS).blocks, "every offset, every block"
+
+
 def test_density_is_the_share_of_the_causal_area() -> None:
     model = CostModel()
     assert model.density(Dense(), 512) == pytest.approx(1, abs=2e-3)
@@ -47,8 +56,13 @@ def test_density_is_the_share_of_the_causal_area() -> None:
 def test_timings_weigh_what_is_computed() -> None:
     model = CostModel(TIMED)
     assert (model.listed, model.column) == (pytest.approx(2.0), pytest.approx(3.0))
-    assert model.row_cost(AShape(100, 800), 10_000) == pytest.approx(64 * (15 + 2 * 2))
-    assert model.row_cost(VerticalSlash(500, 700), 10_000) == pytest.approx(64 * 25 + 3 * 500)
+    shape = prompt_work(AShape(100, 800), 10_112)
+    assert shape.tiles == 79
+    expected = 64 * (shape.blocks + 2 * shape.listed) / 79
+    assert model.row_cost(AShape(100, 800), 10_112) == pytest.approx(expected)
+    lines = prompt_work(VerticalSlash(500, 700), 10_112)
+    expected = 64 * (lines.blocks + 3 * lines.columns) / 79
+    assert model.row_cost(VerticalSlash(500, 700), 10_112) == pytest.approx(expected)
     work = prompt_work(AShape(64, 64), 1024)
     kernel = 1e-5 + 8 * 1e-6 + 1e-7 * work.blocks + 2e-7 * work.listed
     assert TIMED.kernel_seconds([work]) == pytest.approx(kernel)

@@ -8,7 +8,7 @@ from minference.search.score import Call, LayerScorer
 from minference.search.space import grown, served
 
 FACTOR = 1.5
-DENSE_FROM = 0.9
+TOO_DENSE = 0.9
 """Density at the length searched from which a head is made dense."""
 
 
@@ -34,5 +34,5 @@ def grow_to_recall(
             return own, [1.0 if p == Dense() else m for p, m in zip(own, mass, strict=True)]
         for h in short:
             larger = grown(own[h], FACTOR)
-            full = model.density(served(larger, length), length) >= DENSE_FROM
+            full = model.density(served(larger, length), length) >= TOO_DENSE
             own[h] = Dense() if full else larger
