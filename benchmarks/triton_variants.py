@@ -1,6 +1,7 @@
 """Variants of the portable Triton attention, timed beside it in turns.
 
-    python benchmarks/triton_variants.py --out benchmarks/results/triton_variants.jsonl
+    python benchmarks/triton_variants.py --out results.jsonl
+    python benchmarks/triton_variants.py --precision fp8 --out results.jsonl
 
 Each variant is the module `ops/attention/triton.py` with some lines replaced, written to a folder
 of its own and imported from there: nothing of the library changes. A variant whose output is not
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import inspect
 import sys
 import tempfile
 from collections.abc import Callable
@@ -29,6 +31,8 @@ from minference.index import SparseIndex
 from minference.lengths import parse_length
 from minference.ops._triton import AttentionLaunch
 from minference.ops.attention import triton as library
+from minference.ops.attention import triton_parts
+from minference.ops.attention.fp8 import E4M3, PRECISIONS
 from minference.testing import default_device, layout_of
 
 PAIRS = """    for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
@@ -62,6 +66,16 @@ class Variant:
     edits: tuple[tuple[str, str], ...] = ()
 
 
+def _fast_sums() -> tuple[tuple[str, str], ...]:
+    """fp8 weights times values summed over all steps by the tensor cores, some 14 bits wide."""
+    own = inspect.getsource(triton_parts.attend.fn)
+    changed = own.replace(", max_num_imprecise_acc=KEYS", "")
+    assert changed != own
+    line = "MIN_FP8_DIM = 32\n"
+    order = "from minference.ops.attention.triton_fp8 import in_value_order\n"
+    return ((line, f"{order}\n\n{changed}\n\n{line}"),)
+
+
 VARIANTS = (
     Variant("library", AttentionLaunch(128, 128, 2, 8)),
     Variant("offsets ahead, 2 stages", AttentionLaunch(128, 128, 2, 8), AHEAD),
@@ -69,9 +83,20 @@ VARIANTS = (
     Variant("offsets ahead, 64 keys, 4 stages", AttentionLaunch(128, 64, 4, 8), AHEAD),
     Variant("offsets ahead, 64 rows, 4 warps", AttentionLaunch(64, 64, 3, 4), AHEAD),
 )
+FP8_VARIANTS = (
+    Variant("library", AttentionLaunch(128, 128, 3, 8)),
+    Variant("offsets ahead, 3 stages", AttentionLaunch(128, 128, 3, 8), AHEAD),
+    Variant("offsets ahead, 4 stages", AttentionLaunch(128, 128, 4, 8), AHEAD),
+    Variant("offsets ahead, 64 keys, 4 stages", AttentionLaunch(128, 64, 4, 8), AHEAD),
+    Variant("offsets ahead, 64 rows, 4 warps", AttentionLaunch(64, 128, 3, 4), AHEAD),
+    Variant("offsets ahead, 64 rows, 64 keys, 4 warps", AttentionLaunch(64, 64, 3, 4), AHEAD),
+    Variant("sums in the tensor cores", AttentionLaunch(128, 128, 3, 8), (*AHEAD, *_fast_sums())),
+    Variant("the same, 64 rows, 4 warps", AttentionLaunch(64, 128, 3, 4), (*AHEAD, *_fast_sums())),
+    Variant("the same, 64 keys, 4 warps", AttentionLaunch(128, 64, 3, 4), (*AHEAD, *_fast_sums())),
+)
 """Not here, because the compiler (Triton 3.6, sm_90) makes nothing of them: reading the columns a
 step ahead spills 900 bytes at 3 stages; asking for the next step's scores before this step's
-exponentials gets a wait right behind the product."""
+exponentials gets a wait right behind the product; warp_specialize=True gives the same code."""
 
 
 def module_of(variant: Variant, folder: Path) -> ModuleType:
@@ -98,18 +123,23 @@ def module_of(variant: Variant, folder: Path) -> ModuleType:
 
 
 def calls_of(
-    qkv: tuple[Tensor, Tensor, Tensor], index: SparseIndex, names: list[str] | None, folder: Path
+    qkv: tuple[Tensor, Tensor, Tensor],
+    index: SparseIndex,
+    names: list[str] | None,
+    folder: Path,
+    *,
+    fp8: bool,
 ) -> dict[str, Callable[[], Tensor]]:
-    """Each variant's call on the same tensors, those that compile."""
+    """Each variant's call on the same tensors; in fp8 the time holds the quantisation."""
     q, k, v = qkv
 
     def call_of(variant: Variant) -> Callable[[], Tensor]:
         module = module_of(variant, folder)
-        options = {"scale": q.shape[-1] ** -0.5, "launch": variant.launch}
+        options = {"scale": q.shape[-1] ** -0.5, "launch": variant.launch, "fp8": fp8}
         return lambda: module.sparse_attention(q, k, v, index, **options)[0]
 
     found = {}
-    for variant in VARIANTS:
+    for variant in FP8_VARIANTS if fp8 else VARIANTS:
         if names is None or variant.name in names:
             found[variant.name] = call_of(variant)
     return found
@@ -123,6 +153,7 @@ def main() -> None:
     given.add_argument("--kv-heads", type=int, default=8)
     given.add_argument("--dim", type=int, default=128)
     given.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
+    given.add_argument("--precision", choices=PRECISIONS, default="native")
     given.add_argument("--rounds", type=int, default=3)
     given.add_argument("--names", nargs="+", default=None)
     given.add_argument("--out", type=Path, default=None)
@@ -132,24 +163,26 @@ def main() -> None:
     shape = Shape(length=options.length, dtype=getattr(torch, options.dtype), **sizes)
     qkv = shape.tensors(device)
     index = planted_index(vs1(options.length, options.heads, 0), layout_of(qkv[0], qkv[1]))
-    pairs = computed_pairs(index)
+    pairs, fp8 = computed_pairs(index), options.precision == "fp8"
+    most = GATE[E4M3 if fp8 else shape.dtype]
     with tempfile.TemporaryDirectory() as folder:
-        calls = calls_of(qkv, index, options.names, Path(folder))
-        expected = library.sparse_attention(*qkv, index, scale=options.dim**-0.5)[0].float()
+        calls = calls_of(qkv, index, options.names, Path(folder), fp8=fp8)
+        scale = options.dim**-0.5
+        expected = library.sparse_attention(*qkv, index, scale=scale, fp8=fp8)[0].float()
         errors: dict[str, float | str] = {}
         for name, call in calls.items():
             try:
                 errors[name] = float((call().float() - expected).norm() / expected.norm())
             except Exception as error:
                 errors[name] = f"{type(error).__name__}: {error}"[:300]
-        good = [n for n, e in errors.items() if isinstance(e, float) and e < GATE[shape.dtype]]
+        good = [n for n, e in errors.items() if isinstance(e, float) and e < most]
         times: dict[str, list[float]] = {name: [] for name in good}
         for turn in range(options.rounds):
             for name in good[turn % len(good) :] + good[: turn % len(good)]:
                 times[name].append(measure(calls[name], device).ms_p50)
     for name, error in errors.items():
         record: dict[str, object] = {"op": "triton_variant", "variant": name, "error": error}
-        record |= {"case": "vs1-seed0", **shape.to_dict()}
+        record |= {"case": "vs1-seed0", "precision": options.precision, **shape.to_dict()}
         if name in times:
             ms = sorted(times[name])[len(times[name]) // 2]
             record |= {"ms_p50": ms, "ms_rounds": times[name]}
