@@ -41,7 +41,7 @@ def chunk_token_wise(model: nn.Module, tokens: int, *, fuse: bool = False) -> li
             if isinstance(mlp, nn.Module):
                 undo.append(_wrap(mlp, _chunked_mlp(mlp.forward, _fused(mlp, fuse), tokens)))
         if type(module).__name__.endswith(("RMSNorm", "LayerNorm")):
-            norm = _chunked_norm(module.forward, _fused(module, fuse), tokens)
+            norm = _chunked_norm(module.forward, _fused_norm(module, fuse), tokens)
             undo.append(_wrap(module, norm))
         forward = _compat.with_rotary(
             module,
@@ -76,6 +76,21 @@ def _fused(module: nn.Module, fuse: bool) -> Callable[..., Any]:
     if not fuse or "forward" in module.__dict__:
         return module.forward
     return partial(_compiled(type(module).forward), module)
+
+
+@cache
+def _into(forward: Callable[..., Tensor]) -> Callable[..., None]:
+    def write(module: nn.Module, x: Tensor, out: Tensor) -> None:
+        out.copy_(forward(module, x))
+
+    return write
+
+
+def _fused_norm(module: nn.Module, fuse: bool) -> Callable[[Tensor, Tensor], None] | None:
+    """The compiled norm, which writes into its second argument without a copy."""
+    if not fuse or "forward" in module.__dict__:
+        return None
+    return partial(_compiled(_into(type(module).forward)), module)
 
 
 def _in_chunks(
@@ -127,14 +142,23 @@ def _chunked_mlp(
 
 
 def _chunked_norm(
-    plain: Callable[..., Tensor], fused: Callable[..., Tensor], tokens: int
+    plain: Callable[..., Tensor], fused: Callable[[Tensor, Tensor], None] | None, tokens: int
 ) -> Callable[..., Tensor]:
     def forward(x: Tensor, *args: object, **kwargs: object) -> Tensor:
         # a norm looks at the last dimension alone: any other may be cut, the tokens are the longest
         dim = max(range(x.dim() - 1), key=lambda d: x.shape[d], default=0)
         if torch.is_grad_enabled() or x.dim() < 3 or x.shape[dim] <= tokens or args or kwargs:
             return plain(x, *args, **kwargs)
-        return _in_chunks(plain, fused, x, dim, tokens)
+        # one token tells the type; the shape stays
+        out = plain(x.narrow(dim, 0, 1)).new_empty(x.shape)
+        for begin in range(0, x.shape[dim], tokens):
+            size = min(tokens, x.shape[dim] - begin)
+            part, own = (y.narrow(dim, begin, size) for y in (x, out))
+            if fused is None or size < tokens:
+                own.copy_(plain(part))
+            else:
+                fused(part, own)
+        return out
 
     return forward
 
