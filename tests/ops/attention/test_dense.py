@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
+from minference.errors import UnsupportedError
 from minference.ops.attention import dense
 from minference.testing import random_qkv, tolerance
 
@@ -23,6 +24,24 @@ def test_dense_attention_is_the_softmax(queries: int) -> None:
     q, k, v = random_qkv(4, 2, queries, 300)
     out = dense.dense_attention(q, k, v)
     torch.testing.assert_close(out, expected(q, k, v), **tolerance(torch.float32))
+
+
+def test_dense_attention_in_fp8() -> None:
+    q, k, v = random_qkv(4, 2, 200, 300)
+    keep = torch.arange(300)[None] >= 17
+    sinks = torch.tensor([0.0, 1.0, -1.0, 2.0])
+    options = {"keep": keep, "sinks": sinks, "softcap": 20.0}
+    native = dense.dense_attention(q, k, v[..., :24], **options)
+    out = dense.dense_attention(q, k, v[..., :24], **options, precision="fp8")
+    assert out.shape == native.shape
+    assert 1e-2 < (out - native).norm() / native.norm() < 6e-2
+    with pytest.raises(UnsupportedError, match="without `mask` and dropout"):
+        dense.dense_attention(q, k, v, dropout=0.1, precision="fp8")
+    keep[:, 100] = False
+    with pytest.raises(UnsupportedError, match="with holes"):
+        dense.dense_attention(q, k, v, keep=keep, precision="fp8")
+    with pytest.raises(ValueError, match="unknown precision 'fp16'"):
+        dense.dense_attention(q, k, v, precision="fp16")
 
 
 @pytest.mark.parametrize("name", dense.FLASH3_NAMES)

@@ -10,7 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from minference.errors import UnsupportedError
+from minference.index import real_bounds
+from minference.ops.attention.api import sparse_attention
+from minference.ops.attention.fp8 import check_precision
+from minference.ops.build import Layout, dense_index
 
 ROWS = 1024
 """Rows of a block where a mask must be written out: ROWS x keys, never keys x keys."""
@@ -37,6 +43,7 @@ def dense_attention(
     softcap: float = 0.0,
     sinks: Float[Tensor, " H"] | None = None,
     dropout: float = 0.0,
+    precision: str = "native",
 ) -> Float[Tensor, "B H L E"]:
     """Attention to every key that a mask allows.
 
@@ -50,11 +57,24 @@ def dense_attention(
         softcap: scores become softcap * tanh(score / softcap); 0 turns it off.
         sinks: a logit a head that takes part in the softmax without a value.
         dropout: probability of dropping a weight.
+        precision: "native", or "fp8" as in `sparse_attention`, whose kernel then serves: causal,
+            with `keep` at one end or both, without `mask` and dropout.
 
     Returns:
         [B, H, L, E] in q's dtype; a row that sees no key is 0.
+
+    Raises:
+        UnsupportedError: fp8 where it cannot be had, or with a mask or dropout.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
+    check_precision(precision)
+    if precision == "fp8":
+        if mask is not None or dropout:
+            raise UnsupportedError(
+                "precision='fp8' serves causal attention with `keep`, without `mask` and dropout; "
+                "use precision='native'"
+            )
+        return _fp8(q, k, v, keep, factor, softcap, sinks)
     plain = not softcap and sinks is None and keep is None and mask is None
     if plain and q.shape[2] in (1, k.shape[2]):
         causal = q.shape[2] > 1
@@ -74,6 +94,28 @@ def dense_attention(
         else:
             out.append(_masked(*block, own, factor, dropout))
     return torch.cat(out, dim=2) if len(out) > 1 else out[0]
+
+
+def _fp8(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor | None,
+    scale: float,
+    softcap: float,
+    sinks: Tensor | None,
+) -> Tensor:
+    if keep is not None and bool(((keep[:, 1:] & ~keep[:, :-1]).sum(1) + keep[:, 0] > 1).any()):
+        raise UnsupportedError(
+            "precision='fp8' needs the real keys in one run, got a `keep` with holes; pad at one "
+            "end, or use precision='native'"
+        )
+    first, stop = real_bounds(q.shape[0], k.shape[2], q.device, keep)
+    index = dense_index(Layout(first, stop, q.shape[2], k.shape[2]), q.shape[1])
+    width = v.shape[-1]
+    v = pad(v, (0, k.shape[-1] - width))
+    options = {"scale": scale, "softcap": softcap, "sinks": sinks, "precision": "fp8"}
+    return sparse_attention(q, k, v, index, **options)[..., :width]
 
 
 def _rows_mask(
