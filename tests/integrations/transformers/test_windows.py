@@ -1,4 +1,4 @@
-"""Sliding-window layers of long prompts: exact, and without a mask of prompt x prompt."""
+"""Layers with windows or chunks, long prompts: exact, and without a mask of prompt x prompt."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ FAMILIES = {
     "gemma2": OPTIONS,
     "gpt_oss": OPTIONS,
     "cohere2": OPTIONS | {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "llama4_text": {"attention_chunk_size": WINDOW},
 }
 
 
@@ -58,8 +59,13 @@ def test_a_window_is_exact_and_never_a_square(family: str, side: str | None) -> 
 
 
 @pytest.mark.usefixtures("no_square")
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "cache"),
+    [
+        *((family, cache) for family in ("mistral", "gemma2") for cache in ("dynamic", "static")),
+        ("llama4_text", "dynamic"),  # transformers 5.17 has no static cache for its chunks
+    ],
+)
 def test_windows_with_caches_and_chunks(family: str, cache: str) -> None:
     model = tiny_model(family, **FAMILIES[family])
     options = {"max_new_tokens": 4, "do_sample": False, "disable_compile": True}
@@ -69,8 +75,9 @@ def test_windows_with_caches_and_chunks(family: str, cache: str) -> None:
         assert torch.equal(model.generate(**inputs("left"), **options), expected)
 
 
-def test_gradients_through_a_window() -> None:
-    model = tiny_model("mistral", **OPTIONS)
+@pytest.mark.parametrize("family", ["mistral", "llama4_text"])
+def test_gradients_through_a_window(family: str) -> None:
+    model = tiny_model(family, **FAMILIES[family])
     ids = inputs()["input_ids"][:1]
     before = model(ids).logits
     with minference.attach(model, DENSE):
@@ -79,13 +86,13 @@ def test_gradients_through_a_window() -> None:
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
 
 
-def test_only_a_plain_window_is_taken_for_one() -> None:
+def test_only_plain_windows_and_chunks_are_taken_for_them() -> None:
+    causal, begin = masking_utils.causal_mask_function, torch.zeros(1)
     window = masking_utils.sliding_window_causal_mask_function(7)
+    chunked = masking_utils.chunked_causal_mask_function(4, begin)
     assert _compat.window_of(window) == 7
-    others = (
-        masking_utils.causal_mask_function,
-        masking_utils.and_masks(window, masking_utils.causal_mask_function),
-        masking_utils.or_masks(window, masking_utils.causal_mask_function),
-        masking_utils.chunked_causal_mask_function(4, torch.zeros(1)),
-    )
-    assert [_compat.window_of(other) for other in others] == [None] * 4
+    assert _compat.chunks_of(chunked) == (4, begin)
+    others = (causal, masking_utils.or_masks(window, causal))
+    others += tuple(masking_utils.and_masks(x, causal) for x in (window, chunked))
+    assert [_compat.window_of(other) for other in (*others, chunked)] == [None] * 5
+    assert [_compat.chunks_of(other) for other in (*others, window)] == [None] * 5

@@ -6,9 +6,11 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import (
     causal_mask_function,
+    chunked_overlay,
     sdpa_mask,
     sliding_window_causal_mask_function,
     sliding_window_overlay,
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
 
 _FIELD = "_attn_implementation_internal"
 _ROTARY = "apply_rotary_pos_emb"
-_WINDOWED = sliding_window_causal_mask_function(1).__code__
+_JOINED = sliding_window_causal_mask_function(1).__code__
 _WINDOW = sliding_window_overlay(1).__code__
+_CHUNKED = chunked_overlay(1, torch.zeros(1)).__code__
 
 
 def register(name: str, attention: Callable[..., Any], mask: Callable[..., Any]) -> None:
@@ -52,13 +55,26 @@ def is_causal_mask(function: object) -> bool:
 
 def window_of(function: object) -> int | None:
     """The window of a mask function that is a causal sliding window and nothing else, or None."""
-    if getattr(function, "__code__", None) is not _WINDOWED:
+    held = _causal_overlay(function, _WINDOW)
+    return None if held is None else int(held[0])
+
+
+def chunks_of(function: object) -> tuple[int, Tensor] | None:
+    """The chunks of a mask function that is causal within them and nothing else, or None: their
+    size, and for each batch row the place where the first one begins."""
+    held = _causal_overlay(function, _CHUNKED)
+    return None if held is None else (int(held[0]), held[1])
+
+
+def _causal_overlay(function: object, overlay: types.CodeType) -> list[Any] | None:
+    """What an overlay of that code holds, in the order of its variables' names, if the function is
+    it and causality, and nothing else."""
+    if getattr(function, "__code__", None) is not _JOINED:
         return None
     parts = _held(function)[0]
     if len(parts) != 2 or parts[1] is not causal_mask_function:
         return None
-    window = parts[0]
-    return int(_held(window)[0]) if getattr(window, "__code__", None) is _WINDOW else None
+    return _held(parts[0]) if getattr(parts[0], "__code__", None) is overlay else None
 
 
 def _held(function: Any) -> list[Any]:  # noqa: ANN401

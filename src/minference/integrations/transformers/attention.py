@@ -25,7 +25,8 @@ NAME = "minference"
 
 def mask(**given: Any) -> Tensor | None:  # noqa: ANN401
     """The mask of a forward: None for plain causal, [B, seen] bool for a long padded prompt,
-    [B, 1, 1, seen] integers for a long one's windowed layers, else [B, 1, L, N] bool as SDPA's.
+    [B, 1, 1, seen] integers for a long one's layers with a window or chunks, else [B, 1, L, N]
+    bool as SDPA's.
 
     A static cache is longer than what it holds: the width of the first two says which keys count.
 
@@ -37,15 +38,17 @@ def mask(**given: Any) -> Tensor | None:  # noqa: ANN401
     device = given.get("device")
     long = q_length > 1 and find(given["config"]).sparse(q_length, kv_length, _type(device))
     window = _compat.window_of(function) if long else None
-    if window is None and not _compat.is_causal_mask(function):
+    chunks = _compat.chunks_of(function) if long else None
+    plain = window is None and chunks is None
+    if plain and not _compat.is_causal_mask(function):
         if long:
-            info_once("packed, chunked or overlaid layers keep their own dense attention")
+            info_once("packed or overlaid layers keep their own dense attention")
         return _compat.written_mask(**given)
     if isinstance(q_offset, Tensor) and not long:
         return _compat.written_mask(**given)
     seen = int(q_offset) + q_length - kv_offset
     keep = _padding(given.get("attention_mask"), kv_offset, seen)
-    if keep is None and kv_length == seen and window is None:
+    if keep is None and kv_length == seen and plain:
         return None
     if not long:
         return _compat.written_mask(**given)
@@ -55,6 +58,9 @@ def mask(**given: Any) -> Tensor | None:  # noqa: ANN401
     batch = int(given["batch_size"])
     if window is not None:
         return windows.window_mask(keep, window, batch, seen, device)
+    if chunks is not None:
+        places = torch.arange(kv_offset, kv_offset + seen, device=device)
+        return windows.chunk_mask(keep, *chunks, places)
     return torch.ones(batch, seen, dtype=torch.bool, device=device) if keep is None else keep
 
 
@@ -117,8 +123,8 @@ def _attend(
     options: dict[str, Any],
     more: dict[str, Any],
 ) -> Tensor:
-    windowed = windows.is_window(mask)
-    if mask is not None and mask.dim() == 4 and not windowed:
+    windowed, chunked = windows.is_window(mask), windows.is_chunks(mask)
+    if mask is not None and mask.dim() == 4 and not (windowed or chunked):
         return dense_attention(query, key, value, mask=_boolean(mask), dropout=dropout, **options)
     if mask is not None:
         key, value = (x[:, :, : mask.shape[-1]] for x in (key, value))
@@ -126,6 +132,8 @@ def _attend(
     if mask is not None and windowed:
         window = more.get("sliding_window") or int(mask.max())
         out = _window(query, key, value, mask[:, 0, 0] > 0, window, dropout, state, options)
+    elif mask is not None and chunked:
+        out = windows.dense_chunks(query, key, value, mask[:, 0, 0], dropout=dropout, **options)
     elif long and _sparsely(module, query, dropout, mask, more.get("position_ids"), state):
         out = _prefill(module, query, key, value, mask, state, options)
     else:
