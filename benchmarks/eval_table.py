@@ -1,8 +1,8 @@
 """Accuracy, density and recall of the methods on models/needle: measure, pack, and write the table.
 
 python benchmarks/eval_table.py run --lengths 32k --placement spread --folder out/eval_table
-python benchmarks/eval_table.py pack out/eval_table --out benchmarks/results/eval_h100.jsonl
-python benchmarks/eval_table.py table benchmarks/results/eval_h100.jsonl --write docs/evaluation.md
+python benchmarks/eval_table.py pack out/eval_table --out benchmarks/results/eval_h200.jsonl
+python benchmarks/eval_table.py table benchmarks/results/eval_h200.jsonl --write docs/evaluation.md
 """
 
 from __future__ import annotations
@@ -199,7 +199,8 @@ def _table(lines: list[dict[str, Any]], length: int, placement: str) -> str:
     prompts = sorted({score.prompts for score in asked})
     where = "at the end of the prompt" if placement == "end" else "over the last thousand tokens"
     head = ["method", *(task.replace("_", " ") for task in tasks)]
-    head += ["all, to dense (95 %)", "density", "recall", "prefill"]
+    timed = any(score.seconds is not None for score in asked)
+    head += ["all, to dense (95 %)", "density", "recall", *(["prefill"] if timed else [])]
     rows = [
         f"{length // 1024}K tokens, questions {where}; a cell is "
         f"{' or '.join(map(str, questions))} questions on {' or '.join(map(str, prompts))} prompts",
@@ -215,8 +216,9 @@ def _table(lines: list[dict[str, Any]], length: int, placement: str) -> str:
         secret = method != "dense" and density is not None and density >= _DENSE
         row.append(_number(density) + (" (dense)" if secret else ""))
         row.append(_number(_mean(score.recall for score in cells.values())))
-        seconds = _mean(score.seconds for score in cells.values())
-        row.append("-" if seconds is None else f"{1000 * seconds:.0f} ms")
+        if timed:
+            seconds = _mean(score.seconds for score in cells.values())
+            row.append("-" if seconds is None else f"{1000 * seconds:.0f} ms")
         rows.append(f"| `{method}` | {' | '.join(row)} |")
     return "\n".join(rows)
 

@@ -10,7 +10,7 @@ from minference.eval.records import Records
 from minference.eval.runner import Subject
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "eval_h100.jsonl"
+RESULTS = ROOT / "benchmarks" / "results" / "eval_h200.jsonl"
 RUN = ["run", "--tasks", "single", "--lengths", "1k", "--methods", "dense,a_shape:sink=8,local=64"]
 RUN += ["--prompts", "2", "--questions", "2"]
 
