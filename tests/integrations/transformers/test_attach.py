@@ -70,6 +70,19 @@ def test_records_tell_the_density_of_each_layer(model: torch.nn.Module) -> None:
     assert all(density < 1.0 for density in densities[1:])
 
 
+def test_fp8_changes_sparse_layers_a_little(model: torch.nn.Module) -> None:
+    with attach(model, FULL):
+        native = logits(model)
+    with attach(model, FULL, precision="fp8"):
+        fp8 = logits(model)
+    error = (fp8 - native).norm() / native.norm()
+    assert 1e-3 < error < 0.5
+    with attach(model, FULL, precision="fp8", starting_layer=4):
+        torch.testing.assert_close(logits(model), native, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="unknown precision 'int8'"):
+        attach(model, FULL, precision="int8")
+
+
 def test_short_prompts_and_the_switch_are_dense(
     model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

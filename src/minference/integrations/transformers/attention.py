@@ -158,7 +158,7 @@ def _window(
     if dropout or _wants_gradient(query):
         return windows.dense_window(query, key, value, keep, window, dropout=dropout, **options)
     index = windows.window_index(query, keep, window)
-    return _sparse(query, key, value, index, state.impl, options)[0]
+    return _sparse(query, key, value, index, state, options)[0]
 
 
 def _sparsely(
@@ -218,7 +218,7 @@ def _prefill(
     if index is None or dense:
         out = dense_attention(query, key, value, keep=keep, **options)
     else:
-        out, lse = _sparse(query, key, value, index, state.impl, options, return_lse=rows > 0)
+        out, lse = _sparse(query, key, value, index, state, options, return_lse=rows > 0)
     end = state.mark(query.device)
     if index is not None and lse is not None:
         mass = kept(query, key, value, (out, lse), index, rows, **options)
@@ -246,7 +246,7 @@ def _sparse(
     key: Tensor,
     value: Tensor,
     index: SparseIndex,
-    impl: str,
+    state: State,
     options: dict[str, Any],
     *,
     return_lse: bool = False,
@@ -254,10 +254,11 @@ def _sparse(
     width = value.shape[-1]
     if width < key.shape[-1]:
         value = nn.functional.pad(value, (0, key.shape[-1] - width))
+    options = options | {"impl": state.impl, "precision": state.precision}
     if return_lse:
-        out, lse = sparse_attention(query, key, value, index, impl=impl, return_lse=True, **options)
+        out, lse = sparse_attention(query, key, value, index, return_lse=True, **options)
     else:
-        out, lse = sparse_attention(query, key, value, index, impl=impl, **options), None
+        out, lse = sparse_attention(query, key, value, index, **options), None
     return out[..., :width], lse
 
 

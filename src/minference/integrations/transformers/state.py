@@ -32,6 +32,7 @@ class State:
         starting_layer: layers below it are dense.
         min_seq_len: context length from which prompts are served sparsely; None asks `method`.
         impl: implementation of the operations.
+        precision: what the sparse kernels multiply in, "native" or "fp8".
         record: whether to keep the records of the last prefill.
         dense_from: covered share from which the dense kernel serves; above 1 never.
         recall_rows: rows of each layer of which to record the kept mass.
@@ -47,6 +48,7 @@ class State:
     starting_layer: int = 0
     min_seq_len: int | None = None
     impl: str = "auto"
+    precision: str = "native"
     record: bool = False
     dense_from: float = DENSE_FROM
     recall_rows: int = 0
