@@ -3,7 +3,8 @@
 #
 #   OUT=results PARTS="8b4 cost ablation planted 8b ship recall eval" bash benchmarks/search_gpu.sh
 #
-# eval asks with the tables of ablation; without them (TABLES names their folder) it makes them.
+# ablation makes tables at two shares of the keys (SHARES), eval asks with them; without them (TABLES
+# names their folder) it makes them.
 set -u
 : "${OUT:?name the folder for the results}"
 export PYTHONPATH="${PYTHONPATH:-src:.}"
@@ -26,12 +27,11 @@ part 90 8b4 "$python" benchmarks/search_8b.py --length 32k --layers 4 --spaces w
   --out "$to/search_8b_4layers.jsonl"
 part 120 cost "$python" benchmarks/search_cost.py --lengths 32k 128k --out "$to/search_cost.jsonl"
 ablation() {
-  part "$1" "$2" "$python" benchmarks/search_ablation.py --length 32k --share "$3" \
-    --tables "$TABLES/$3" --out "$to/search_ablation.jsonl"
+  part 120 "$1" "$python" benchmarks/search_ablation.py --length 32k --share "$2" \
+    --tables "$TABLES/$2" --out "$to/search_ablation_$2.jsonl"
 }
-export TABLES=${TABLES:-$to/tables}
-ablation 120 ablation 0.2
-ablation 90 ablation 0.04
+export TABLES=${TABLES:-$to/tables} SHARES=${SHARES:-0.2 0.04}
+for share in $SHARES; do ablation ablation "$share"; done
 part 120 planted "$python" benchmarks/search_planted.py --length 16k --heads 50 \
   --out "$to/search_planted.jsonl"
 part 200 8b "$python" benchmarks/search_8b.py --length 32k --spaces wide --out "$to/search_8b.jsonl"
@@ -44,15 +44,17 @@ for objective in output mass; do
 done
 part 90 recall bash -c 'find "$@"' _ -o "$to/ship/recall.json" --objective mass --recall 0.95 \
   --card "$to/ship/recall.md" --json
-[ -d "$TABLES/0.2" ] || ablation 120 eval 0.2
-methods=dense
-for name in searched_output searched_mass uniform a_shape_output vertical_slash_output \
-  block_sparse_output; do
-  methods+=",minference:patterns=$TABLES/0.2/$name.json"
+for share in $SHARES; do
+  [ -d "$TABLES/$share" ] || ablation eval "$share"
+  methods=dense
+  for name in searched_output searched_mass uniform a_shape_output vertical_slash_output \
+    block_sparse_output; do
+    methods+=",minference:patterns=$TABLES/$share/$name.json"
+  done
+  asked="--placement spread --prompts 10"
+  [ "$share" = 0.2 ] || asked="--placement end --prompts 25"
+  # shellcheck disable=SC2086
+  part 150 eval "$python" benchmarks/eval_table.py run --lengths 32k $asked \
+    --seconds 130 --methods "$methods" --folder "$to/eval_$share"
 done
-part 240 eval "$python" benchmarks/eval_table.py run --lengths 32k --placement spread \
-  --prompts 10 --seconds 220 --methods "$methods" --folder "$to/eval_spread"
-[ -d "$TABLES/0.04" ] || ablation 90 eval 0.04
-part 150 eval "$python" benchmarks/eval_table.py run --lengths 32k --placement end \
-  --prompts 25 --seconds 130 --methods "${methods//0.2/0.04}" --folder "$to/eval_end"
 exit 0
