@@ -28,7 +28,7 @@ def test_kept_mass_is_the_softmax_on_computed_keys(softcap: float) -> None:
         q, k, v, index, softcap=softcap, sinks=sinks, return_lse=True, impl="torch"
     )
     options = {"softcap": softcap, "sinks": sinks}
-    dense, dense_lse = dense_rows(q, k, v, layout.first, layout.stop, rows, **options)
+    dense, dense_lse = dense_rows(q, k, v, layout, rows, **options)
 
     scores = q @ k.repeat_interleave(3, dim=1).transpose(-1, -2) * 32**-0.5
     scores = softcap * torch.tanh(scores / softcap) if softcap else scores

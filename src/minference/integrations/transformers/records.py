@@ -116,5 +116,5 @@ def kept(
     """
     at = sample_rows(query.shape[2], rows, query.device)
     out, lse = (x[:, :, at] for x in answer)
-    dense, dense_lse = dense_rows(query, key, value, index.first, index.stop, at, **options)
+    dense, dense_lse = dense_rows(query, key, value, index, at, **options)
     return kept_mass(lse, dense_lse), output_error(out, dense)

@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from minference.index import SparseIndex
+from minference.ops.build import Layout
+
 
 def sample_rows(q_len: int, count: int, device: torch.device | str = "cpu") -> Int[Tensor, " R"]:
     """At most `count` rows of a buffer of `q_len` queries, evenly spread, the last one among
@@ -24,8 +27,7 @@ def dense_rows(
     q: Float[Tensor, "B H L D"],
     k: Float[Tensor, "B Hkv N D"],
     v: Float[Tensor, "B Hkv N E"],
-    first: Int[Tensor, " B"],
-    stop: Int[Tensor, " B"],
+    layout: Layout | SparseIndex,
     rows: Int[Tensor, " R"],
     *,
     scale: float | None = None,
@@ -35,11 +37,10 @@ def dense_rows(
     """Dense causal attention of some rows in float32, a head at a time.
 
     Args:
-        q: queries; row r is key position N - L + r of the buffer.
+        q: queries.
         k: keys.
         v: values.
-        first: buffer place of each batch row's first real key.
-        stop: buffer place after its last real key.
+        layout: which tokens of q, k and v are real.
         rows: which rows of q.
         scale: factor of the scores; D ** -0.5 unless given.
         softcap: as in `sparse_attention`.
@@ -55,7 +56,7 @@ def dense_rows(
     out = q.new_zeros(batch, heads, len(rows), v.shape[-1], dtype=torch.float32)
     lse = torch.full(out.shape[:3], -torch.inf, device=q.device)
     for b in range(batch):
-        seen = (places >= first[b]) & (places <= asked) & (asked < stop[b])
+        seen = (places >= layout.first[b]) & (places <= asked) & (asked < layout.stop[b])
         for h in range(heads):
             kv_head = h * k.shape[1] // heads
             scores = q[b, h, rows].float() * scale @ k[b, kv_head].float().T
