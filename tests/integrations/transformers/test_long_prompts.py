@@ -16,6 +16,7 @@ from minference.integrations.transformers import (
     check_memory,
     chunks,
     estimate_memory,
+    host_layer,
     memory,
     state,
 )
@@ -240,6 +241,17 @@ def test_the_estimate_is_that_of_the_arithmetic() -> None:
     assert 32 * gib <= slim.activations < 34 * gib
     fp8 = estimate_memory(model, million, chunk_tokens=8192, kv="host_fp8")
     assert fp8.host == 66 * gib
+
+
+def test_pieces_fill_the_memory_that_they_take() -> None:
+    """Pinned memory comes in powers of two, so heads of 96 would waste a third of it."""
+    with torch.device("meta"):
+        model = tiny_model("llama", num_key_value_heads=4, head_dim=96).to(torch.bfloat16)
+    tokens = 1_000_000
+    own = 4 * 2 * 4 * 96 * 2 * tokens  # layers, keys and values, heads, dims, bytes
+    assert own <= estimate_memory(model, tokens, kv="host").host < 1.02 * own
+    step = host_layer.piece_tokens(4 * 96 * 2)
+    assert step <= host_layer.SEGMENT < 2 * step
 
 
 def test_models_on_several_devices_are_not_judged_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from minference.integrations.transformers.lane import Lane, Sent
 from minference.ops.pack.api import pack_rows, unpack_rows
 
 SEGMENT = 65_536
-"""Tokens of a piece of host memory: pinned memory comes in powers of two, and no piece is moved."""
+"""Most tokens of a piece of host memory; no piece is moved."""
 TAIL = 1024
 """Tokens that decoding may add before they leave the device too."""
 
@@ -233,11 +233,19 @@ class HostLayer(CacheLayerMixin):
         return whole
 
 
+def piece_tokens(token_bytes: int) -> int:
+    """Tokens of a piece: as many as fill a power of two, in which pinned memory comes."""
+    whole = 1 << ((SEGMENT * token_bytes).bit_length() - 1)
+    return max(1, whole // token_bytes)
+
+
 def _store(tail: tuple[Tensor, Tensor], fp8: bool, pinned: bool) -> list[tuple[Piece, Piece]]:
+    rows, dim = tail[0].shape[0] * tail[0].shape[1], max(x.shape[3] for x in tail)
+    step = piece_tokens(rows * dim * (1 if fp8 else tail[0].element_size()))
     pieces = []
-    for begin in range(0, tail[0].shape[2], SEGMENT):
+    for begin in range(0, tail[0].shape[2], step):
         keys, values = (
-            Piece.store(x[:, :, begin : begin + SEGMENT], fp8=fp8, pinned=pinned) for x in tail
+            Piece.store(x[:, :, begin : begin + step], fp8=fp8, pinned=pinned) for x in tail
         )
         pieces.append((keys, values))
     return pieces

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-IN_FLIGHT = 2
+IN_FLIGHT = 1
 """Copies to the host that may be under way: what bounds the device memory that they hold."""
 
 T = TypeVar("T")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minference.errors import UnsupportedError
+from minference.integrations.transformers.host_layer import piece_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,17 +72,27 @@ def estimate_memory(
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    layer = 2 * kv_heads * dim * tokens * batch
+    rows = kv_heads * batch
+    layer = 2 * rows * dim * tokens
     layers = config.num_hidden_layers
-    # e4m3 with one float32 a row
-    stored = {"device": 0, "host": layer * size, "host_fp8": layer * (dim + 4) // dim}[kv]
+    # e4m3 comes with one float32 a row
+    parts = {"device": [], "host": [dim * size], "host_fp8": [dim, 4]}[kv]
     return Memory(
         weights=sum(p.numel() * p.element_size() for p in model.parameters()),
         cache=layer * size * (layers if kv == "device" else min(2, layers)),
         activations=batch * _widest(config, tokens, chunk_tokens, heads * dim, size),
         logits=batch * logits * config.vocab_size * size,
-        host=layers * stored,
+        host=2 * layers * _pinned(tokens, [rows * part for part in parts]),
     )
+
+
+def _pinned(tokens: int, token_bytes: list[int]) -> int:
+    """Host memory of so many tokens in pieces, each rounded up to a power of two."""
+    if not token_bytes:
+        return 0
+    step = piece_tokens(token_bytes[0])
+    sizes = [step] * (tokens // step) + [tokens % step]
+    return sum(1 << (n * part - 1).bit_length() for part in token_bytes for n in sizes if n)
 
 
 def _widest(config: Any, tokens: int, chunk: int | None, width: int, size: int) -> int:  # noqa: ANN401
