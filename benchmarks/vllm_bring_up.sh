@@ -60,15 +60,18 @@ shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' \
 }
 
 run() {
+  local out
   mkdir -p "$1"
+  out=$(cd "$1" && pwd)
+  cd "$here/.."
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
   "$python" -c 'import torch, vllm, vllm._C_stable_libtorch, vllm.vllm_flash_attn._vllm_fa3_C
 print("vllm", vllm.__version__, "torch", torch.__version__)'
-  local first="$python $here/vllm_first_token.py --out $1/vllm_first_token.jsonl"
+  local first="$python benchmarks/vllm_first_token.py --out $out/vllm_first_token.jsonl"
   # a failure of one does not keep the other from being tried
-  $first --model "$here/../models/needle" --length 65536 --batched 65536 --seconds 90 || true
+  $first --model models/needle --length 65536 --batched 65536 --seconds 90 || true
   $first --model llama-3-8b --length 131008 --batched 131072 --seconds 110 || true
-  $first --model "$here/../models/needle" --length 16384 --graphs --seconds 110 || true
+  $first --model models/needle --length 16384 --graphs --seconds 110 || true
   if [ "${CHUNKED:-}" ]; then $first --model llama-3-8b --batched 16384 --seconds 110; fi
 }
 
