@@ -76,6 +76,7 @@ def main() -> None:
     table = commands.add_parser("table", help="print the table, or write it into a page")
     table.add_argument("files", type=Path, nargs="+")
     table.add_argument("--write", type=Path, help=f"page with two lines {MARK}")
+    table.add_argument("--only", metavar="LENGTH-PLACEMENT", help="one table: 32k-spread")
     options = given.parse_args()
     {"run": measure, "pack": append_packed, "table": show}[options.command](options)
 
@@ -166,7 +167,7 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 def show(options: argparse.Namespace) -> None:
     """Prints the tables, or puts them between the marks of a page."""
     lines = [line for path in options.files for line in Records.read(path).lines]
-    text = tables(lines)
+    text = tables(lines, options.only)
     if options.write is None:
         print(text)
         return
@@ -179,9 +180,12 @@ def show(options: argparse.Namespace) -> None:
     options.write.write_text(page, encoding="utf-8")
 
 
-def tables(lines: list[dict[str, Any]]) -> str:
+def tables(lines: list[dict[str, Any]], only: str | None = None) -> str:
     """A table for each length and placement: a row a method, a column a task."""
     shapes = {(r["length"], r["placement"]) for r in lines if r["record"] == "question"}
+    if only is not None:
+        length, _, placement = only.partition("-")
+        shapes &= {(parse_length(length), placement)}
     return "\n\n".join(_table(lines, *shape) for shape in sorted(shapes))
 
 
