@@ -87,6 +87,35 @@ def test_a_single_run_counts_compilation(tmp_path: Path) -> None:
     assert record["first_token_s"] > 0
 
 
+def test_only_long_prompts_run_once(tmp_path: Path) -> None:
+    out = tmp_path / "prefill.jsonl"
+    sizes = ["--lengths", "300", "512", "--runs", "sparse", "--decoded", "2", "--out", str(out)]
+    assert (
+        CliRunner().invoke(app, ["bench", "prefill", *TINY, *sizes, "--once", "512"]).exit_code == 0
+    )
+    short, long = (json.loads(line) for line in out.read_text().splitlines())
+    assert short["first_run_s"] > 0
+    assert long["first_run_s"] is None
+    assert short["decoded"] == long["decoded"] == 2
+
+
+@pytest.mark.parametrize("kv", ["host", "host_fp8"])
+@pytest.mark.parametrize("name", ["qwen2.5-7b", "glm-4-9b"])
+def test_other_families_take_the_long_path(name: str, kv: str) -> None:
+    """The published shapes made small: the grouping of heads, the biases and the layers stay."""
+    small = {"hidden": 128, "inner": 256, "dim": 32, "layers": 3, "vocabulary": 128}
+    shape = replace(shape_of(name), **small, table=None)
+    device = torch.device("cpu")
+    model = shape.build(1024 + 17, device, torch.float32)
+    ids = torch.randint(shape.vocabulary, (1, 1024))
+    method = MInference(patterns=default_patterns(3, shape.heads))
+    options = {"min_seq_len": 256, "impl": "torch", "kv": kv, "chunk_tokens": 100}
+    record = measure(model, ids, method, decoded=2, **options)
+    parts = [record[f"{part}_s"] for part in (*PARTS, "rest")]
+    assert sum(parts) == pytest.approx(record["first_token_s"])
+    assert record["layers_recorded"] == 3
+
+
 def test_extrapolation_squares_the_attention_alone() -> None:
     names = dict.fromkeys(("op", "impl", "model", "layers", "dtype", "kv", "fuse"), "x")
     measured = {**names, "length": 100, "first_token_s": 3.0, "attention_s": 1.0}

@@ -208,7 +208,7 @@ def extrapolated(measured: Record, length: int) -> Record:
 def run(
     name: str, shape: ModelShape, lengths: list[int], *, dense_up_to: int, dtype: torch.dtype,
     device: torch.device, options: dict[str, Any], kinds: tuple[str, ...] = RUNS,
-    once: bool = False,
+    once_from: int | None = None, decoded: int = DECODED,
 ) -> Iterator[Record]:  # fmt: skip
     """Records of each length, shortest first; each is its second run, after one with a single
     decoded token whose time, compilation included, is kept as `first_run_s`.
@@ -222,9 +222,11 @@ def run(
         device: where to build and run.
         options: of `attach`.
         kinds: of RUNS.
-        once: leave the first runs out, so that compilation and the first pinned memory count.
+        once_from: leave the first runs out from that length on, so that compilation and the first
+            pinned memory count; None for nowhere.
+        decoded: tokens after the first.
     """
-    model = shape.build(max(lengths) + DECODED + 1, device, dtype)
+    model = shape.build(max(lengths) + decoded + 1, device, dtype)
     own = {"model": name, "layers": shape.layers, "dtype": str(dtype).removeprefix("torch.")}
     own["budgets"] = shape.budgets()
     own |= {"kv": options.get("kv", "device"), "fuse": options.get("fuse", False)}
@@ -244,9 +246,10 @@ def run(
             def method(kind: str = kind) -> Method:
                 return Dense() if kind == "dense" else MInference(patterns=shape.patterns())
 
+            once = once_from is not None and length >= once_from
             first = None if once else measure(model, ids, method(), decoded=1, **more)
             gc.collect()
-            record = head | measure(model, ids, method(), **more)
+            record = head | measure(model, ids, method(), decoded=decoded, **more)
             record["first_run_s"] = first and first["first_token_s"]
             longest = record if kind == "dense" else longest
             del plant, more
@@ -269,7 +272,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="minference bench prefill", description=__doc__)
     made.add_argument("--model", choices=list(SHAPES), default="llama-3-8b")
     made.add_argument("--lengths", type=parse_length, nargs="+", default=[1 << 15, 1 << 17])
-    made.add_argument("--once", action="store_true", help="no first run: compilation counts")
+    made.add_argument(
+        "--once", type=parse_length, nargs="?", const=0, default=None, metavar="LENGTH",
+        help="no first run, from that length on: compilation and pinning count",
+    )  # fmt: skip
+    made.add_argument("--decoded", type=int, default=DECODED, help="tokens after the first")
     made.add_argument("--runs", choices=RUNS, nargs="+", default=list(RUNS))
     made.add_argument("--layers", type=int, default=None, help="the first layers only")
     made.add_argument("--dense-up-to", type=parse_length, default=1 << 18)
@@ -300,7 +307,8 @@ def main(arguments: list[str] | None = None) -> int:
         device=default_device(),
         options=options,
         kinds=tuple(given.runs),
-        once=given.once,
+        once_from=given.once,
+        decoded=given.decoded,
     )
     for record in records:
         sys.stdout.write(summary(recorder.write(record)) + "\n")
