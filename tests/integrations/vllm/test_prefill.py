@@ -17,7 +17,7 @@ from minference.integrations.vllm.pages import Request
 from minference.integrations.vllm.prefill import LayerPrefill, Runtime, serve_rows
 from minference.integrations.vllm.rows import Row
 from minference.methods import Context, Method
-from minference.patterns import AShape, Dense
+from minference.patterns import AShape, Dense, VerticalSlash
 from minference.testing import random_qkv
 
 
@@ -128,6 +128,39 @@ def test_a_gpu_measures_the_first_of_some_steps_that_serve_long_rows() -> None:
             runtime.serve()
             measured.append(runtime.measures(torch.device("cuda")))
     assert [n for n, yes in enumerate(measured) if yes] == [0, 16, 32, 48, 64]
+
+
+def test_each_row_has_its_own_index_from_the_last_queries_of_its_chunk() -> None:
+    method = methods.MInference(patterns=default_patterns(1, 4, VerticalSlash(32, 64)))
+    layer = layer_of(method)
+    rows = (Row(0, 0, 300, 700), Row(1, 300, 500, 600))
+    q, k, v = random_qkv(4, 2, 500, 700)
+    contexts = [Whole(x, y) for x, y in ((k, v), (k[:, :, :600].flip(2), v[:, :, :600].flip(2)))]
+    query = q[0].transpose(0, 1)
+
+    def served(query: Tensor, rows: tuple[Row, ...]) -> Tensor:
+        output = torch.full_like(query, 7.0)
+        layer.runtime.start_step()
+
+        def dense(rest: tuple[Row, ...], query: Tensor, part: Tensor) -> None:
+            raise AssertionError("no row is left for the host")
+
+        assert serve_rows(
+            layer, rows, query, output, read=lambda row: contexts[row.number], dense=dense
+        )
+        return output
+
+    both = served(query, rows)
+    for row in rows:
+        part = slice(row.begin, row.stop)
+        alone = served(query[part], (replace(row, begin=0, stop=row.queries),))
+        assert torch.equal(both[part], alone)
+    # only the last 64 queries of a chunk choose what all of its rows read
+    earlier, later = query.clone(), query.clone()
+    earlier[: 300 - 64] += 1.0
+    later[300 - 64 : 300] += 1.0
+    assert torch.equal(served(earlier, rows)[300 - 64 :], both[300 - 64 :])
+    assert not torch.equal(served(later, rows)[: 300 - 64], both[: 300 - 64])
 
 
 def test_dense_layers_are_left_to_the_host() -> None:
