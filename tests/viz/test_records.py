@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from minference.cli import app
-from minference.viz.records import break_even, curves, read
+from minference.viz.records import PARTS, _draw_parts, break_even, curves, read
 
 
 def write(path: Path, *records: dict[str, object]) -> Path:
@@ -54,3 +54,27 @@ def test_the_command_draws_a_picture(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["bench", "plot", str(file), "-o", str(picture)])
     assert done.exit_code == 0, done.output
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_whole_models_are_drawn_by_part_from_several_files(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    def first_token(op: str, length: int, **parts: float) -> dict[str, object]:
+        named = {f"{part}_s": parts.get(part, 0.0) for part in PARTS}
+        total = sum(parts.values())
+        return record(op, length, 1e3 * total, first_token_s=total, **named)
+
+    rows = [first_token("dense_prefill", 2048, linear=1.0, attention=3.0)]
+    more = [first_token("sparse_prefill", 2048, linear=1.0, index=0.5, kv=0.5)]
+    guess = record("dense_prefill", 4096, 9e3, extrapolated_from=2048)
+    axes = Figure().subplots()
+    _draw_parts(axes, rows + more)
+    width = {(bar.get_y(), bar.get_x()): bar.get_width() for bar in axes.patches}
+    assert sorted(set(width.values())) == [0, 25, 50, 75]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["2,048 dense", "2,048 sparse"]
+    files = [write(tmp_path / "a.jsonl", *rows, guess), write(tmp_path / "b.jsonl", *more)]
+    picture = tmp_path / "plot.svg"
+    done = CliRunner().invoke(app, ["bench", "plot", *map(str, files), "-o", str(picture)])
+    assert done.exit_code == 0, done.output
+    assert "<svg" in picture.read_text()

@@ -39,10 +39,10 @@ def prefill(context: typer.Context) -> None:
 
 @app.command()
 def plot(
-    records: Annotated[Path, typer.Argument(help="JSONL file of records", exists=True)],
+    records: Annotated[list[Path], typer.Argument(help="JSONL files of records", exists=True)],
     out: Annotated[Path, typer.Option("--out", "-o", help="picture to write")] = Path("bench.png"),
 ) -> None:
-    """Time against length with the break-even, and TFLOP/s, of recorded measurements."""
+    """Time against length with the break-even, and TFLOP/s or parts, of recorded measurements."""
     from minference.viz.records import plot as draw
 
     try:

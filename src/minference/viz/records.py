@@ -1,4 +1,7 @@
-"""Plots of benchmark records: time against length with the break-even, and rates as bars."""
+"""Plots of benchmark records: time against length with the break-even, and rates or parts as bars.
+
+The parts are those of a whole model's first token.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 Curve = dict[int, float]
 """Milliseconds by length in tokens."""
+PARTS = ("linear", "attention", "index", "kv", "rest")
 
 
 def read(path: Path) -> list[Record]:
@@ -68,10 +72,10 @@ def fastest(named: dict[str, Curve]) -> Curve:
 def _draw_times(axes: Axes, records: Sequence[Record]) -> None:
     dense = curves([r for r in records if r["op"].startswith("dense")])
     sparse = curves([r for r in records if not r["op"].startswith("dense")])
-    for name, curve in (dense | sparse).items():
-        style = "--" if name in dense else "-"
-        axes.plot(list(curve), list(curve.values()), style, marker="o", label=name)
     measured = {name: curve for name, curve in dense.items() if not name.endswith("extrapolated")}
+    for name, curve in (dense | sparse).items():
+        style = "-" if name in sparse else "--" if name in measured else ":"
+        axes.plot(list(curve), list(curve.values()), style, marker="o", label=name)
     point = break_even(fastest(measured), fastest(sparse))
     if point is not None:
         axes.axvline(point, color="grey", linewidth=0.8, label=f"not slower from {point} tokens")
@@ -93,18 +97,40 @@ def _draw_rates(axes: Axes, records: Sequence[Record]) -> None:
     axes.tick_params(axis="y", labelsize=7)
 
 
-def plot(source: Path, picture: Path) -> None:
-    """Draws the records of a JSONL file into a picture.
+def _draw_parts(axes: Axes, records: Sequence[Record]) -> None:
+    taken: dict[tuple[int, str], list[Record]] = defaultdict(list)
+    for record in records:
+        taken[record["length"], record["op"].removesuffix("_prefill")].append(record)
+    names = [f"{length:,} {kind}" for length, kind in sorted(taken)]
+    before = [0.0] * len(names)
+    for part in PARTS:
+        shares = [
+            100 * median(r[f"{part}_s"] / r["first_token_s"] for r in own)
+            for _, own in sorted(taken.items())
+        ]
+        axes.barh(names, shares, left=before, label="keys and values" if part == "kv" else part)
+        before = [a + b for a, b in zip(before, shares, strict=True)]
+    axes.set_xlabel("% of the time to the first token")
+    axes.tick_params(axis="y", labelsize=7)
+    axes.legend(fontsize=7, ncols=len(PARTS), loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+def plot(sources: Sequence[Path], picture: Path) -> None:
+    """Draws the records of JSONL files into a picture.
 
     Raises:
         ValueError: a file without records that may be shown.
     """
     from matplotlib.figure import Figure
 
-    records = read(source)
+    records = [record for source in sources for record in read(source)]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_times(left, records)
-    _draw_rates(right, records)
+    whole = [r for r in records if "linear_s" in r]
+    if whole:
+        _draw_parts(right, whole)
+    else:
+        _draw_rates(right, records)
     figure.suptitle(str(records[0].get("gpu") or records[0].get("cpu") or ""))
     figure.savefig(picture, dpi=150)
