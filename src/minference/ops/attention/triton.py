@@ -26,8 +26,7 @@ from minference.ops._triton import (
 )
 from minference.ops.attention.fp8 import E4M3
 from minference.ops.attention.triton_exact import sparse_attention_exact
-from minference.ops.attention.triton_fp8 import pack_columns as pack_quantised
-from minference.ops.attention.triton_fp8 import quantise
+from minference.ops.attention.triton_fp8 import quantised_inputs
 from minference.ops.attention.triton_lists import count_below, pack_columns, pair_offsets
 from minference.ops.attention.triton_parts import (
     NEVER,
@@ -384,7 +383,8 @@ def sparse_attention(
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
     place, scales, packed = None, None, []
     if fp8:
-        (q, k, v), scales, packed, place = _quantised(q, k, v, index)
+        q, k, v, scales, *packed, place = quantised_inputs(q, k, v, index)
+        packed = [x[None, None] for x in packed]
     elif q.dtype != torch.float32:
         packed = [x[None, None] for x in pack_columns(k, v, index, table)]
     slots = -(-q_len // TILE) + 1
@@ -408,18 +408,3 @@ def sparse_attention(
         TMA=tma, PRECISION="fp8" if fp8 else "tf32", scales=scales, packed_place=place, **fixed,
     )  # fmt: skip
     return out, lse
-
-
-def _quantised(
-    q: Tensor, k: Tensor, v: Tensor, index: SparseIndex
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[Tensor], Tensor]:
-    """q, k and v in e4m3, their scales, the packed columns, and where each list of these begins."""
-    bounds = (index.first, index.stop)
-    made = (
-        quantise(q, *bounds, index.kv_len - index.q_len),
-        quantise(k, *bounds, 0, anchored=True),
-        quantise(v, *bounds, 0, anchored=True, turned=True),
-    )
-    scales = tuple(x.scale for x in made)
-    packed_k, packed_v, place = pack_quantised(k, v, *scales[1:], index)
-    return tuple(x.data for x in made), scales, [packed_k[None, None], packed_v[None, None]], place
