@@ -6,6 +6,7 @@ No n x n mask: the largest tensor is the scores of one batch of tiles, in memory
 
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -182,17 +183,19 @@ def sparse_attention(
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     if fp8:
         q, k, v = rounded_qkv(q, k, v, index)
-    lse = torch.full((batch, heads, q_len), -torch.inf) if return_lse else None
-    kv_heads, share, scratch = k.shape[1], heads // index.heads, _Scratch()
-    for b, kv_head in itertools.product(range(batch), range(kv_heads)):
-        real = slice(int(index.first[b]), int(index.stop[b]))
-        keys, values = (x[b, kv_head, real].float().contiguous() for x in (k, v))
-        first = kv_head * index.heads // kv_heads
-        for h in range(first, first + index.heads // kv_heads):
-            own = slice(h * share, (h + 1) * share)
-            to = out[b, own], None if lse is None else lse[b, own]
-            asked = (q[b, own].float() * scale).contiguous()
-            _attend(asked, keys, values, to, index, (b, h), softcap, scratch, fp8=fp8)
+    # what is created below follows the tensors, should they be on a GPU
+    with nullcontext() if q.device.type == "cpu" else q.device:
+        lse = torch.full((batch, heads, q_len), -torch.inf) if return_lse else None
+        kv_heads, share, scratch = k.shape[1], heads // index.heads, _Scratch()
+        for b, kv_head in itertools.product(range(batch), range(kv_heads)):
+            real = slice(int(index.first[b]), int(index.stop[b]))
+            keys, values = (x[b, kv_head, real].float().contiguous() for x in (k, v))
+            first = kv_head * index.heads // kv_heads
+            for h in range(first, first + index.heads // kv_heads):
+                own = slice(h * share, (h + 1) * share)
+                to = out[b, own], None if lse is None else lse[b, own]
+                asked = (q[b, own].float() * scale).contiguous()
+                _attend(asked, keys, values, to, index, (b, h), softcap, scratch, fp8=fp8)
     return out, lse
 
 
