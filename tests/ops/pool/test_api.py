@@ -49,3 +49,18 @@ def test_some_heads_only() -> None:
     for tile in range(6):
         assert torch.equal(some.row(0, 0, tile), every.row(0, 1, tile))
         assert torch.equal(some.row(0, 1, tile), every.row(0, 3, tile))
+
+
+@pytest.mark.parametrize("pad", [0, 37])
+def test_a_chunk_finds_what_the_whole_prompt_finds(
+    pad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "SCORES", 40)
+    q, k, _ = random_qkv(4, 2, 900 + pad)
+    layout = layout_of(q, k, left_padding=(pad,))
+    budgets = (1, 3, 2, 50)
+    whole = api.pooled_block_lists(q, k, layout.first, layout.stop, budgets)
+    chunk = api.pooled_block_lists(q[:, :, pad + 3 * TILE :], k, layout.first, layout.stop, budgets)
+    for h in range(4):
+        for tile in range(3, 8):
+            assert torch.equal(chunk.row(0, h, tile - 3), whole.row(0, h, tile))

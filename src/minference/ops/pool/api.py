@@ -59,27 +59,27 @@ def _pooled_block_lists(
     heads: list[int],
     keep_ends: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _, q_len, dim = q.shape
+    batch, _, q_len, _ = q.shape
     kv_len, group = k.shape[2], q.shape[1] // k.shape[1]
     shift = kv_len - q_len
     tiles, cap = _sizes(q_len, kv_len, budgets)
-    some = max(1, POOLED // (2 * tiles * BLOCK * dim))
-    parts = [slice(x, x + some) for x in range(0, len(heads), some)]
     rows = torch.zeros((batch, len(heads), tiles, cap), dtype=torch.int32, device=q.device)
     count = torch.zeros((batch, len(heads), tiles), dtype=torch.int32, device=q.device)
+    read = sorted({h // group for h in heads})
     for b in range(batch):
         first_tile = (shift - first[b]).clamp(min=0) // TILE
+        pooled_k = _pool(k[b], read, first[b], first[b], stop[b], -(-kv_len // BLOCK))
         begin = first[b] + first_tile * TILE - shift
-        for part in parts:
-            own = heads[part]
-            read = sorted({h // group for h in own})
-            pooled_k = _pool(_of(k[b], read), first[b], first[b], stop[b], -(-kv_len // BLOCK))
-            pooled_k = _of(pooled_k, [read.index(h // group) for h in own])
-            queries = _of(q[b], own)
-            pooled_q = _pool(queries, begin, first[b] - shift, stop[b] - shift, 2 * tiles)
-            rows[b, part], count[b, part] = _tile_lists(
-                pooled_q, pooled_k, 2 * first_tile, budgets[part], cap, keep_ends=keep_ends
-            )
+        pooled_q = _pool(q[b], heads, begin, first[b] - shift, stop[b] - shift, 2 * tiles)
+        rows[b], count[b] = _tile_lists(
+            pooled_q,
+            _of(pooled_k, [read.index(h // group) for h in heads]),
+            2 * first_tile,
+            2 * (shift // TILE),
+            budgets,
+            cap,
+            keep_ends=keep_ends,
+        )
     lists = Ragged.from_rows(rows, count)
     return lists.values, lists.start, lists.count
 
@@ -109,41 +109,50 @@ def _of(x: Float[Tensor, "heads P D"], heads: list[int]) -> Float[Tensor, "own P
 
 def _pool(
     x: Float[Tensor, "heads P D"],
+    heads: list[int],
     begin: Int[Tensor, ""],
     low: Int[Tensor, ""],
     high: Int[Tensor, ""],
     blocks: int,
-) -> Float[Tensor, "heads blocks D"]:
+) -> Float[Tensor, "own blocks D"]:
     """Means of `blocks` blocks from row `begin` on; rows outside [low, high) count as zeros."""
     row = begin + torch.arange(blocks * BLOCK, device=x.device)
-    real = (row >= low) & (row < high) & (row >= 0) & (row < x.shape[1])
-    gathered = x.index_select(1, row.clamp(0, x.shape[1] - 1)) * real[:, None]
-    return gathered.unflatten(1, (blocks, BLOCK)).mean(dim=2, dtype=torch.float32)
+    real = ((row >= low) & (row < high) & (row >= 0) & (row < x.shape[1]))[:, None]
+    row = row.clamp(0, x.shape[1] - 1)
+    some = max(1, POOLED // (len(row) * x.shape[2]))
+    means = []
+    for at in range(0, len(heads), some):
+        gathered = _of(x, heads[at : at + some]).index_select(1, row) * real
+        means.append(gathered.unflatten(1, (blocks, BLOCK)).mean(dim=2, dtype=torch.float32))
+    return torch.cat(means)
 
 
 def _tile_lists(
     q: Float[Tensor, "heads rows D"],
     k: Float[Tensor, "heads blocks D"],
     first_row: Int[Tensor, ""],
+    most_first: int,
     budgets: list[int],
     cap: int,
     *,
     keep_ends: bool,
 ) -> tuple[Int[Tensor, "heads tiles cap"], Int[Tensor, "heads tiles"]]:
+    """Lists of every two rows; `most_first` is the largest that `first_row` can be."""
     heads, blocks, _ = k.shape
-    column = torch.arange(blocks, device=q.device)
-    topk = device_ints(tuple(min(budget, blocks) for budget in budgets), q.device)
-    most = min(max(budgets), blocks)
+    topk = device_ints(tuple(budgets), q.device)
     step = max(2, SCORES // (heads * blocks) // 2 * 2)
     entries, counts = [], []
     for begin in range(0, q.shape[1], step):
         part = q[:, begin : begin + step]
         row = first_row + torch.arange(begin, begin + part.shape[1], device=q.device)[:, None]
-        scores = part @ k.mT
+        reach = min(blocks, most_first + begin + part.shape[1])
+        column = torch.arange(reach, device=q.device)
+        scores = part @ k[:, :reach].mT
         if keep_ends:
             scores.masked_fill_((column == 0) | (column == row), torch.inf)
         causal = column <= row
-        chosen = _top_flags(scores.masked_fill_(~causal, -torch.inf), topk, most) & causal
+        scores.masked_fill_(~causal, -torch.inf)
+        chosen = _top_flags(scores, topk.clamp(max=reach), min(max(budgets), reach)) & causal
         bits = chosen[:, 0::2].int() + 2 * chosen[:, 1::2].int()
         entries.append(_compact_entries(bits, cap))
         counts.append((bits != 0).sum(dim=-1))
