@@ -93,7 +93,9 @@ class HostLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self._lane = self._lanes.setdefault(self.device, Lane(self.device))
+        if self.device not in self._lanes:
+            self._lanes[self.device] = Lane(self.device)
+        self._lane = self._lanes[self.device]
         self._tail = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 

@@ -44,7 +44,7 @@ class Lane:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._thread = ThreadPoolExecutor(1, "minference-lane") if self._stream else None
+        self._thread = None if self._stream is None else ThreadPoolExecutor(1, "minference-lane")
         self._sent: deque[Sent[Any]] = deque()
 
     def __deepcopy__(self, memo: object) -> Lane:
