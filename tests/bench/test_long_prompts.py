@@ -14,6 +14,7 @@ from benchmarks import long_prompts
 NEEDLE = Path(__file__).parents[2] / "models" / "needle"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not list(NEEDLE.glob("*.safetensors")), reason="models/needle holds no weights here"
 )
