@@ -103,8 +103,8 @@ def facts(method: Grouped, q: Tensor, k: Tensor) -> dict[str, object]:
     context = Context(layout, 0, tuple(range(q.shape[1])), scale)
     index = method.build_index(q, k, context)
     pairs = int(index.blocks.count.sum()) * 128 * 64 / k.shape[1]
-    lists, candidates = grouped_blocks(q, k, layout, method.plan(layout), scale=scale)
-    seen = guard_blocks(q, k, lists, candidates, layout, target=method.target or 0.5, scale=scale)
+    lists, wider = grouped_blocks(q, k, layout, method.plan(layout), scale=scale)
+    seen = guard_blocks(q, k, lists, wider, layout, target=method.target, scale=scale)
     recall = seen.recall.flatten().float()
     quantiles = torch.quantile(recall, torch.tensor([0.01, 0.05, 0.5], device=recall.device))
     return {

@@ -16,13 +16,13 @@ def test_fake_versions_agree(impl: str) -> None:
     q, k, _ = random_qkv(4, 2, 65, 700, batch=2)
     layout = layout_of(q, k)
     bounds = (layout.first, layout.stop)
-    sizes = [65, 700, 16, 4, 16, 16, 16]
+    sizes = [65, 700, 16, 5, 16]
     torch.library.opcheck(
-        OPS.grouped_blocks, (q, k, *bounds, sizes, [0.8, 0.0], 0.2, 0.0, impl), test_utils=CHECKS
+        OPS.grouped_blocks, (q, k, *bounds, sizes, 0.9, 0.2, 0.0, impl), test_utils=CHECKS
     )
-    plan = Plan(rows=16, cell=4, sum_cell=16, floor=16, share=0.0, cap=16, mass=0.8)
-    lists, found = grouped_blocks(q, k, layout, plan)
-    parts = [lists.values, lists.start, lists.count, found.values, found.start, found.count]
+    plan = Plan(rows=16, mass=0.9, most=5, wider=16)
+    lists, wider = grouped_blocks(q, k, layout, plan)
+    parts = [lists.values, lists.start, lists.count, wider.values, wider.start, wider.count]
     args = (q, k, parts, *bounds, [65, 700], 0.9, 0.2, 0.0, impl)
     torch.library.opcheck(OPS.guard_blocks, args, test_utils=CHECKS)
 
@@ -30,11 +30,11 @@ def test_fake_versions_agree(impl: str) -> None:
 def test_index_is_built_without_a_break_in_the_graph() -> None:
     q, k, _ = random_qkv(4, 2, 300)
     layout = layout_of(q, k)
-    plan = Plan(rows=16, cell=4, sum_cell=16, floor=16, share=0.0, cap=16, mass=0.8)
+    plan = Plan(rows=16, mass=0.9, most=5, wider=16)
 
     def count(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        lists, found = grouped_blocks(q, k, layout, plan)
-        return guard_blocks(q, k, lists, found, layout, target=0.5).lists.count
+        lists, wider = grouped_blocks(q, k, layout, plan)
+        return guard_blocks(q, k, lists, wider, layout, target=0.5).lists.count
 
     compiled = torch.compile(count, backend="eager", fullgraph=True)
     assert torch.equal(compiled(q, k), count(q, k))

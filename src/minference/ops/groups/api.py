@@ -11,8 +11,8 @@ from minference.index import TILE, Ragged
 from minference.ops._dispatch import resolve_impl
 from minference.ops.build import Layout
 from minference.ops.checks import check_qkv
-from minference.ops.groups.guard import Guarded, guard, kept_share, stride_of
-from minference.ops.groups.plan import Plan, group_count, list_room
+from minference.ops.groups.guard import Guarded, guard, kept_shares, stride_of
+from minference.ops.groups.plan import ALWAYS, GROUP_TILES, Plan, group_count, list_room
 
 
 def grouped_blocks(
@@ -31,13 +31,13 @@ def grouped_blocks(
         q: queries; row r is key position N - L + r of the buffer.
         k: keys.
         layout: which places hold real tokens.
-        plan: how many rows and candidates, and the share of their mass that is kept.
+        plan: how many rows, and what is kept.
         scale: factor of the scores; D ** -0.5 unless given.
         softcap: as in `sparse_attention`.
         impl: as in `sparse_attention`; "hopper" means the Triton estimate.
 
     Returns:
-        The lists, and the candidates of every group of 4 tiles that they were chosen from.
+        The lists, and a wider one for every group of 4 tiles.
     """
     check_qkv(q, k)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -46,9 +46,9 @@ def grouped_blocks(
         raise UnsupportedError(
             f"the Triton estimate takes a power of two of rows, got {plan.rows}; use impl='torch'"
         )
-    knobs = [plan.mass, plan.share]
-    sizes = [layout.q_len, layout.kv_len, plan.rows, plan.cell, plan.sum_cell, plan.floor, plan.cap]
-    lists = _grouped_blocks(q, k, layout.first, layout.stop, sizes, knobs, scale, softcap, name)
+    sizes = [layout.q_len, layout.kv_len, plan.rows, plan.most, plan.wider]
+    bounds = (layout.first, layout.stop)
+    lists = _grouped_blocks(q, k, *bounds, sizes, plan.mass, scale, softcap, name)
     return Ragged(*lists[:3]), Ragged(*lists[3:])
 
 
@@ -56,7 +56,7 @@ def guard_blocks(
     q: Float[Tensor, "B H L D"],
     k: Float[Tensor, "B Hkv N D"],
     lists: Ragged,
-    candidates: Ragged,
+    wider: Ragged,
     layout: Layout,
     *,
     target: float,
@@ -64,11 +64,12 @@ def guard_blocks(
     softcap: float = 0.0,
     impl: str = "auto",
 ) -> Guarded:
-    """What `grouped_blocks` gave, with all candidates or every block where a row that it did not
-    see keeps less than `target` of its attention; arguments as there."""
+    """What `grouped_blocks` gave, with the wider list or every block where a row that it did not
+    see keeps less than `target` of its attention or drops a block that holds much of it; arguments
+    as there."""
     check_qkv(q, k)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    parts = [x for r in (lists, candidates) for x in (r.values, r.start, r.count)]
+    parts = [x for r in (lists, wider) for x in (r.values, r.start, r.count)]
     sizes = [layout.q_len, layout.kv_len]
     bounds = (layout.first, layout.stop)
     name = _name(impl, q)
@@ -95,16 +96,18 @@ def _guard_blocks(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     layout = Layout(first, stop, *sizes)
+    lists, wider = Ragged(*parts[:3]), Ragged(*parts[3:])
+    how = {"scale": scale, "softcap": softcap}
     if impl == "triton":
-        from minference.ops.groups.triton_guard import GuardSums
+        from minference.ops.groups.triton_levels import guard as fused
 
-        recall = GuardSums(q, k, layout, scale=scale, softcap=softcap)
+        done, _ = fused(q, k, lists, wider, layout, target, **how)
     else:
-
-        def recall(lists: Ragged, tiles: int) -> Tensor:
-            return kept_share(q, k, lists, tiles, layout, scale=scale, softcap=softcap)
-
-    done = guard(Ragged(*parts[:3]), Ragged(*parts[3:]), layout, recall, target)
+        kept = (
+            kept_shares(q, k, lists, 1, layout, **how),
+            kept_shares(q, k, wider, GROUP_TILES, layout, **how),
+        )
+        done = guard(lists, wider, layout, kept, target)
     return done.lists.values, done.lists.start, done.lists.count, done.recall, done.level
 
 
@@ -130,14 +133,14 @@ def _grouped_blocks(
     first: Tensor,
     stop: Tensor,
     sizes: list[int],
-    knobs: list[float],
+    mass: float,
     scale: float,
     softcap: float,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    q_len, kv_len, rows, cell, sum_cell, floor, cap = sizes
+    q_len, kv_len, rows, most, wider = sizes
     layout = Layout(first, stop, q_len, kv_len)
-    plan = Plan(rows, cell, sum_cell, floor, knobs[1], cap, knobs[0])
+    plan = Plan(rows, mass, most, wider)
     match impl:
         case "reference":
             from minference.ops.groups import reference as module
@@ -146,16 +149,17 @@ def _grouped_blocks(
         case _:
             from minference.ops.groups import triton as module
     made = module.grouped_blocks(q, k, layout, plan, scale=scale, softcap=softcap)
-    (lists, found) = made
-    return (lists.values, lists.start, lists.count, found.values, found.start, found.count)
+    lists, wider = made
+    return (lists.values, lists.start, lists.count, wider.values, wider.start, wider.count)
 
 
 @_grouped_blocks.register_fake
-def _(q, k, first, stop, sizes, knobs, scale, softcap, impl):  # noqa: ANN001, ANN202
+def _(q, k, first, stop, sizes, mass, scale, softcap, impl):  # noqa: ANN001, ANN202
     layout = Layout(first, stop, sizes[0], sizes[1])
-    room = list_room(layout, sizes[6])
     fakes = []
-    for lists in (layout.chunk_tiles, group_count(layout)):
+    kinds = ((layout.chunk_tiles, sizes[3] + ALWAYS), (group_count(layout), sizes[4]))
+    for lists, entries in kinds:
+        room = list_room(layout, entries)
         shape = (len(first), k.shape[1], lists)
         fakes += [
             q.new_empty(math.prod(shape) * room, dtype=torch.int32),

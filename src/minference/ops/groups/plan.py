@@ -3,17 +3,33 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from minference.index import TILE
+from minference.index import BLOCK, TILE
 from minference.ops.build import Layout
 
 GROUP_TILES = 4
 """Query tiles of a group; groups are anchored at position 0."""
 
-MIN_FLOOR = 16
-"""Least candidates: the local blocks of a whole group and block 0 must be among them."""
+MEAN = 16
+"""Keys whose mean stands for them in a row's sum, where they are far away."""
+
+EDGE = 8
+"""Keys on either side of a block that count for it too: the most that a run of neighbouring keys,
+looked up by neighbouring rows, can go on between two sampled rows."""
+
+ALWAYS = 4
+"""Blocks that every tile keeps: block 0, its own two and the one before them."""
+
+WIDER = 1 / 8
+"""Entries of the guard's wider lists may be that much weaker than those of the lists."""
+
+LEAST_ROWS = 4 * GROUP_TILES
+"""Four rows of each tile."""
+
+LEAST_WIDER = 2 * GROUP_TILES + 2
+"""Block 0, the group's own and the one before them are in every wider list."""
 
 
 @dataclass(frozen=True)
@@ -21,23 +37,16 @@ class Plan:
     """What is estimated and kept.
 
     Attributes:
-        rows: sampled rows of a group.
-        cell: keys whose mean stands for them when candidates are rated, and
-        sum_cell: when a row's attention over all keys is summed; powers of two up to 64, the
-            second no smaller.
-        floor: candidate blocks of every group, and
-        share: more of them, as a share of the blocks that the group can see.
-        cap: most candidate blocks.
-        mass: share of the sampled attention that the kept blocks hold.
+        rows: sampled rows of a group and query head, a multiple of 16.
+        mass: a block in which a sampled row has more than 1 - mass of its attention is kept.
+        most: most blocks of a tile, besides those that every tile keeps.
+        wider: most blocks of a group's wider list, which the guard turns to.
     """
 
     rows: int
-    cell: int
-    sum_cell: int
-    floor: int
-    share: float
-    cap: int
     mass: float
+    most: int
+    wider: int
 
 
 def group_count(layout: Layout) -> int:
@@ -46,26 +55,57 @@ def group_count(layout: Layout) -> int:
     return min(layout.q_len // rows + 2, -(-layout.kv_len // rows))
 
 
+def first_position(layout: Layout) -> Int[Tensor, " B"]:
+    """Position of the chunk's first real query."""
+    return (layout.kv_len - layout.q_len - layout.first).clamp(min=0)
+
+
+def row_places(rows: int, heads: int) -> Int[Tensor, "heads rows"]:
+    """Which of a tile's 128 rows are sampled for each of a KV head's query heads.
+
+    The first and the last one, so that a run of rows that crosses into the next tile shows in
+    both; between them evenly spaced ones, for every head others.
+    """
+    row, head = torch.arange(rows), torch.arange(heads)[:, None]
+    place = (TILE - 1) * (2 * heads * row + 2 * head - heads + 1) // (2 * heads * (rows - 1))
+    place[:, 0], place[:, -1] = 0, TILE - 1
+    return place
+
+
 def spread_rows(
-    layout: Layout, group: int, rows: int
-) -> tuple[Int[Tensor, "B rows"], Bool[Tensor, " B"]]:
-    """Evenly spaced positions among a group's real rows, and whether the group has any."""
-    size = GROUP_TILES * TILE
-    begin = layout.kv_len - layout.q_len - layout.first
-    group_start = (begin.clamp(min=0) // size + group) * size
-    a = torch.maximum(group_start, begin.clamp(min=0))
-    z = torch.minimum(group_start + size, layout.stop - layout.first)
-    step = 2 * torch.arange(rows, device=layout.device) + 1
-    positions = a[:, None] + step * (z - a).clamp(min=0)[:, None] // (2 * rows)
-    return positions, z > a
+    layout: Layout, group: int, rows: int, heads: int
+) -> Int[Tensor, "B heads tiles rows"]:
+    """Positions of the rows that are sampled of a group's tiles for each of a KV head's query
+    heads; -1 in tiles without real rows."""
+    begin = first_position(layout)[:, None]
+    tile = begin // (GROUP_TILES * TILE) * GROUP_TILES + group * GROUP_TILES
+    tile = tile + torch.arange(GROUP_TILES, device=layout.device)
+    low = torch.maximum(tile * TILE, begin)
+    stop = torch.minimum((tile + 1) * TILE, (layout.stop - layout.first)[:, None])
+    low, stop = low[:, None, :, None], stop[:, None, :, None]
+    place = row_places(rows // GROUP_TILES, heads).to(layout.device)[:, None]
+    return torch.where(low < stop, low + place * (stop - low - 1) // (TILE - 1), -1)
 
 
-def list_room(layout: Layout, cap: int) -> int:
-    """Entries that a tile's list has room for: the candidates, in a power of two."""
+def list_room(layout: Layout, entries: int) -> int:
+    """Entries that a list has room for: a power of two."""
     blocks = 2 * -(-layout.kv_len // TILE)
-    return min(power_of_two(cap), max(MIN_FLOOR, power_of_two(blocks)))
+    return min(power_of_two(entries), power_of_two(blocks))
 
 
 def power_of_two(number: int) -> int:
     """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()
+
+
+def near_blocks(layout: Layout, group: int) -> tuple[Tensor, Tensor]:
+    """First of the blocks that every tile of a group may keep anyway, and past the last one that
+    it sees; 0 and 0 where it has no real rows. Block 0 is near too."""
+    begin = first_position(layout)
+    size = GROUP_TILES * TILE
+    start = (begin // size + group) * size
+    low = torch.maximum(start, begin)
+    stop = torch.minimum(start + size, layout.stop - layout.first)
+    there = low < stop
+    first = (2 * (low // TILE) - 1).clamp(min=0)
+    return torch.where(there, first, 0), torch.where(there, -(-stop // BLOCK), 0)

@@ -1,4 +1,4 @@
-"""Blocks of each query tile, estimated coarse to fine from rows spread over its group."""
+"""Blocks of each query tile, by the largest share that a sampled row gives to one of their keys."""
 
 import math
 
@@ -8,7 +8,20 @@ from torch import Tensor
 
 from minference.index import BLOCK, TILE, Ragged
 from minference.ops.build import Layout
-from minference.ops.groups.plan import GROUP_TILES, Plan, group_count, list_room, spread_rows
+from minference.ops.groups.plan import (
+    ALWAYS,
+    EDGE,
+    GROUP_TILES,
+    LEAST_WIDER,
+    MEAN,
+    WIDER,
+    Plan,
+    first_position,
+    group_count,
+    list_room,
+    near_blocks,
+    spread_rows,
+)
 
 
 def grouped_blocks(
@@ -20,25 +33,31 @@ def grouped_blocks(
     scale: float,
     softcap: float = 0.0,
 ) -> tuple[Ragged, Ragged]:
-    """Block lists of every query tile of the chunk, and candidates of every group; one list for
+    """Block lists of every query tile of the chunk, and wider ones of every group; one list for
     the query heads of a KV head."""
     keys = real_keys(k, layout)
-    flags, found = [], []
+    block = torch.arange(keys.shape[2] // BLOCK, device=k.device)
+    flags, wider = [], []
     for group in range(group_count(layout)):
-        rows, positions, tiles = sampled_rows(q, k.shape[1], layout, group, plan.rows)
-        scores = row_scores(rows, keys, scale, softcap)
-        cells, wide = (
-            row_scores(rows, mean_cells(keys, layout, cell), scale, softcap)
-            for cell in (plan.cell, plan.sum_cell)
+        rows, positions = sampled_rows(q, k.shape[1], layout, group, plan.rows)
+        scores, means = (
+            row_scores(rows, mean_cells(keys, size), positions, size, scale, softcap)
+            for size in (1, MEAN)
         )
-        ratings = rate_blocks(cells, wide, positions, plan)
-        candidates = choose_candidates(ratings, positions, layout, plan)
-        masses = tile_masses(scores, positions, tiles, candidates)
-        flags.append(keep_blocks(masses, candidates, tiles, plan.mass))
-        found.append(candidates)
-    room = list_room(layout, plan.cap)
-    lists = tile_lists(torch.stack(flags, dim=2), layout, room)
-    return lists, _entries(torch.stack(found, dim=2), room)
+        first, stop = (x[:, None, None, None] for x in near_blocks(layout, group))
+        near = (block == 0) | (block >= first)
+        ratings = rate_blocks(scores, row_sums(scores, means, near))
+        own = 2 * (first_position(layout) // TILE // GROUP_TILES + group) * GROUP_TILES
+        own = own[:, None] + 2 * torch.arange(GROUP_TILES, device=k.device)
+        own, seen = own[:, None, :, None], block < stop
+        always = (block == 0) | (block >= own - 1)
+        least = math.log(1 - plan.mass) if plan.mass < 1 else -math.inf
+        flags.append(choose(ratings, always, seen & (block <= own + 1), least, plan.most))
+        most = plan.wider - LEAST_WIDER
+        best = ratings.amax(dim=2, keepdim=True)
+        wider.append(choose(best, near, seen, least + math.log(WIDER), most)[:, :, 0])
+    lists = tile_lists(torch.stack(flags, dim=2), layout, list_room(layout, plan.most + ALWAYS))
+    return lists, _entries(torch.stack(wider, dim=2), list_room(layout, plan.wider))
 
 
 def real_keys(k: Tensor, layout: Layout) -> Float[Tensor, "B Hkv N D"]:
@@ -51,146 +70,81 @@ def real_keys(k: Tensor, layout: Layout) -> Float[Tensor, "B Hkv N D"]:
     return keys.masked_fill(past[:, None, :, None], 0.0)
 
 
-def mean_cells(
-    keys: Float[Tensor, "B Hkv N D"], layout: Layout, cell: int
-) -> Float[Tensor, "B Hkv cells D"]:
-    """Mean of the real keys of each cell."""
-    begin = torch.arange(keys.shape[2] // cell, device=keys.device) * cell
-    real = ((layout.stop - layout.first)[:, None] - begin).clamp(1, cell)
-    return keys.unflatten(2, (-1, cell)).sum(dim=3) / real[:, None, :, None]
+def mean_cells(keys: Float[Tensor, "B Hkv N D"], size: int) -> Float[Tensor, "B Hkv cells D"]:
+    """Means of every `size` keys."""
+    return keys.unflatten(2, (-1, size)).mean(dim=3)
 
 
 def sampled_rows(
     q: Tensor, kv_heads: int, layout: Layout, group: int, rows: int
-) -> tuple[Float[Tensor, "B Hkv S R D"], Int[Tensor, "B 1 1 R"], Int[Tensor, "B R"]]:
-    """The sampled rows of a group by KV head, their positions, and their tiles counted from the
-    group's first; position and tile are -1 in a group without real rows."""
-    positions, real = spread_rows(layout, group, rows)
-    place = positions + layout.first[:, None] - (layout.kv_len - layout.q_len)
-    place = place.clamp(0, layout.q_len - 1)[:, None, :, None]
-    own = q.gather(2, place.expand(-1, q.shape[1], -1, q.shape[3])).float()
-    positions = torch.where(real[:, None], positions, -1)
-    tiles = torch.where(real[:, None], positions // TILE % GROUP_TILES, -1)
-    return own.unflatten(1, (kv_heads, -1)), positions[:, None, None], tiles
+) -> tuple[Float[Tensor, "B Hkv S R D"], Int[Tensor, "B 1 S R 1"]]:
+    """The sampled rows of a group by KV head, a quarter of them from each tile, and their
+    positions; -1 for those of tiles without real rows."""
+    share = q.shape[1] // kv_heads
+    positions = spread_rows(layout, group, rows, share).flatten(2)
+    place = positions + (layout.first - (layout.kv_len - layout.q_len))[:, None, None]
+    place = place.clamp(0, layout.q_len - 1).repeat(1, kv_heads, 1)[..., None]
+    own = q.gather(2, place.expand(-1, -1, -1, q.shape[3])).float()
+    return own.unflatten(1, (kv_heads, share)), positions[:, None, ..., None]
 
 
 def row_scores(
-    rows: Tensor, keys: Tensor, scale: float, softcap: float
+    rows: Tensor, keys: Tensor, positions: Tensor, size: int, scale: float, softcap: float
 ) -> Float[Tensor, "B Hkv S R n"]:
+    """Scores of cells of `size` keys, from the row of their first key on; -inf before."""
     scores = rows @ keys[:, :, None].transpose(3, 4) * scale
-    return softcap * (scores / softcap).tanh() if softcap else scores
+    scores = softcap * (scores / softcap).tanh() if softcap else scores
+    begin = torch.arange(scores.shape[-1], device=scores.device) * size
+    return scores.masked_fill(begin > positions, -math.inf)
 
 
-def _attention(scores: Tensor, hidden: Tensor) -> Tensor:
-    """Softmax over what is not hidden; 0 for rows that see nothing."""
-    return scores.masked_fill(hidden, float("-inf")).softmax(dim=-1).nan_to_num(0.0)
+def row_sums(
+    scores: Float[Tensor, "B Hkv S R N"],
+    means: Float[Tensor, "B Hkv S R cells"],
+    near: Bool[Tensor, "B 1 1 blocks"],
+) -> Float[Tensor, "B Hkv S R 1"]:
+    """The log-sum-exp of each row: of every key of the near blocks, where its mass most often is;
+    of another block as if all its keys were like the best of its means."""
+    exact = scores.masked_fill(~near.repeat_interleave(BLOCK, -1)[:, :, None], -math.inf)
+    best = means.unflatten(-1, (-1, BLOCK // MEAN)).amax(dim=-1) + math.log(BLOCK)
+    best = best.masked_fill(near[:, :, None], -math.inf)
+    return torch.cat([exact, best], dim=-1).logsumexp(dim=-1, keepdim=True)
 
 
 def rate_blocks(
-    scores: Float[Tensor, "B Hkv S R cells"],
-    wide: Float[Tensor, "B Hkv S R wide"],
-    positions: Int[Tensor, "B 1 1 R"],
-    plan: Plan,
-) -> Float[Tensor, "B Hkv blocks"]:
-    """The largest share of a row's attention that a cell of a block has; a cell counts from its
-    first key on. In a row's sum each block counts with its best wide cell."""
-    hidden = (
-        torch.arange(x.shape[-1], device=x.device) * size > positions[..., None]
-        for x, size in ((scores, plan.cell), (wide, plan.sum_cell))
-    )
-    scores, wide = (
-        x.masked_fill(h, float("-inf")) for x, h in zip((scores, wide), hidden, strict=True)
-    )
-    total = wide.unflatten(-1, (-1, BLOCK // plan.sum_cell)).amax(dim=-1)
-    total = total.logsumexp(dim=-1, keepdim=True) + math.log(BLOCK // plan.cell)
-    best = (scores - total).nan_to_num(nan=float("-inf")).amax(dim=(2, 3))
-    return best.unflatten(-1, (-1, BLOCK // plan.cell)).amax(dim=-1)
-
-
-def choose_candidates(
-    ratings: Float[Tensor, "B Hkv blocks"],
-    positions: Int[Tensor, "B 1 1 R"],
-    layout: Layout,
-    plan: Plan,
-) -> Bool[Tensor, "B Hkv blocks"]:
-    """The best rated blocks; block 0, the group's own and the one before them always."""
-    size, block = GROUP_TILES * TILE, torch.arange(ratings.shape[2], device=ratings.device)
-    begin = (layout.kv_len - layout.q_len - layout.first).clamp(min=0)
-    group = positions[:, 0, 0, 0] // size
-    low = torch.maximum(group * size, begin)
-    stop = torch.minimum((group + 1) * size, layout.stop - layout.first)
-    count = torch.where(positions[:, 0, 0, 0] < 0, 0, -(-stop // BLOCK))[:, None, None]
-    seen = block < count
-    forced = seen & ((block == 0) | (block >= (low // TILE * 2 - 1)[:, None, None]))
-    limit = (plan.floor + (count * plan.share).int()).clamp(max=plan.cap)
-    ranked = ratings.masked_fill(forced, torch.inf).masked_fill(~seen, -torch.inf)
-    order = ranked.sort(dim=-1, descending=True, stable=True).indices
-    return (
-        torch.zeros_like(forced)
-        .expand_as(ranked)
-        .scatter(-1, order, (block < limit).expand_as(order))
-        & seen
-    )
-
-
-def tile_masses(
-    scores: Float[Tensor, "B Hkv S R N"],
-    positions: Int[Tensor, "B 1 1 R"],
-    tiles: Int[Tensor, "B R"],
-    candidates: Bool[Tensor, "B Hkv blocks"],
+    scores: Float[Tensor, "B Hkv S R N"], sums: Float[Tensor, "B Hkv S R 1"]
 ) -> Float[Tensor, "B Hkv tiles blocks"]:
-    """Attention of the sampled rows over the candidates' keys, by tile and block, summed over the
-    rows and query heads."""
-    key = torch.arange(scores.shape[-1], device=scores.device)
-    hidden = (key > positions[..., None]) | ~candidates.repeat_interleave(BLOCK, -1)[
-        :, :, None, None
-    ]
-    weights = _attention(scores, hidden).unflatten(-1, (-1, BLOCK)).sum(dim=(2, 5))
-    own = (tiles[:, None] == torch.arange(GROUP_TILES, device=tiles.device)[:, None]).float()
-    return own[:, None] @ weights
+    """The logarithm of the largest share of a row of each tile that a key of a block has, or one
+    of the nearest keys of its neighbours."""
+    shares = (scores - sums).nan_to_num(nan=-math.inf)
+    best = shares.unflatten(3, (GROUP_TILES, -1)).amax(dim=(2, 4))
+    ends = best.unflatten(-1, (-1, BLOCK // EDGE, EDGE)).amax(dim=-1)
+    ratings = ends.amax(dim=-1)
+    beyond = torch.full_like(ratings[..., :1], -math.inf)
+    before = torch.cat([beyond, ends[..., :-1, -1]], dim=-1)
+    behind = torch.cat([ends[..., 1:, 0], beyond], dim=-1)
+    return torch.maximum(ratings, torch.maximum(before, behind))
 
 
-def keep_blocks(
-    masses: Float[Tensor, "B Hkv tiles blocks"],
-    candidates: Bool[Tensor, "B Hkv blocks"],
-    tiles: Int[Tensor, "B R"],
-    mass: float,
-) -> Bool[Tensor, "B Hkv tiles blocks"]:
-    """The fewest entries (tile, block) that hold the share `mass` of all, those first whose block
-    or whose offset holds most over the group's tiles; equals come together."""
-    blocks = masses.shape[3]
-    part = torch.arange(GROUP_TILES, device=masses.device)[:, None]
-    slot = 2 * part - torch.arange(blocks, device=masses.device) + blocks - 1
-    slot = slot.flatten().expand(*masses.shape[:2], -1)
-    by_offset = masses.new_zeros(*masses.shape[:2], blocks + 2 * GROUP_TILES)
-    by_offset = by_offset.scatter_add(2, slot, masses.flatten(2))
-    score = torch.maximum(by_offset.gather(2, slot).view_as(masses), masses.sum(2, keepdim=True))
-    score = (score * candidates[:, :, None]).flatten(2)
-    ordered, order = score.sort(dim=-1, descending=True, stable=True)
-    before = masses.flatten(2).gather(2, order).cumsum(dim=-1)
-    wanted = mass * masses.sum(dim=(2, 3))[..., None]
-    enough = before >= wanted
-    edge = torch.where(enough, ordered, 0.0).amax(dim=-1, keepdim=True)
-    return (score.view_as(masses) >= edge[..., None]) & (score.view_as(masses) > 0)
+def choose(ratings: Tensor, always: Tensor, seen: Tensor, least: float, most: int) -> Tensor:
+    """The best rated blocks, at most so many and none rated below `least`, and those always."""
+    ratings = ratings.masked_fill(always | ~seen, -math.inf)
+    order = ratings.sort(dim=-1, descending=True, stable=True).indices
+    best = torch.arange(ratings.shape[-1], device=ratings.device) < most
+    best = torch.zeros_like(ratings, dtype=torch.bool).scatter(-1, order, best.expand_as(order))
+    return (always | (best & (ratings >= least) & (ratings > -math.inf))) & seen
 
 
 def tile_lists(flags: Bool[Tensor, "B Hkv G tiles blocks"], layout: Layout, room: int) -> Ragged:
-    """Lists of the chunk's tiles from the flags of its groups' tiles; block 0, a tile's own and
-    the one before always."""
+    """Lists of the chunk's tiles from the flags of its groups' tiles."""
     flags = flags.flatten(2, 3)
-    begin = (layout.kv_len - layout.q_len - layout.first).clamp(min=0)
-    first = begin // TILE
+    first = first_position(layout) // TILE
     slot = (first % GROUP_TILES)[:, None] + torch.arange(layout.chunk_tiles, device=flags.device)
-    last = flags.shape[2] - 1
-    slot_ = slot.clamp(max=last)[:, None, :, None]
+    slot_ = slot.clamp(max=flags.shape[2] - 1)[:, None, :, None]
     flags = flags.gather(2, slot_.expand(-1, flags.shape[1], -1, flags.shape[3]))
-    block = torch.arange(flags.shape[3], device=flags.device)
-    own = 2 * (first[:, None] + torch.arange(layout.chunk_tiles, device=flags.device))
-    own = own[:, None, :, None]
-    real = (layout.stop - layout.first)[:, None, None, None]
-    there = (block * BLOCK < real) & (own * BLOCK < real)
-    flags = (flags | (block == 0) | (block >= own - 1)) & (block <= own + 1) & there
-    return _entries(flags, room)
+    own = first[:, None] + torch.arange(layout.chunk_tiles, device=flags.device)
+    there = own * TILE < (layout.stop - layout.first)[:, None]
+    return _entries(flags & there[:, None, :, None], room)
 
 
 def _entries(flags: Bool[Tensor, "B Hkv lists blocks"], room: int) -> Ragged:

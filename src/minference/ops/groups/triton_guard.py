@@ -1,21 +1,26 @@
-"""The guard's recall on the GPU: the sum over all keys in splits, the sum over each row's list."""
+"""What two lists keep of the guarded rows' attention, on the GPU, in one pass over the keys."""
 
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from minference.index import BLOCK, Ragged
+from minference.index import BLOCK
 from minference.ops._triton import log2_scaling, padded_dim
 from minference.ops.build import Layout
-from minference.ops.groups.guard import guard_rows, lists_of_rows
+from minference.ops.groups.plan import power_of_two
 
 SPLITS = 8
 SLOTS = 16
 
+SUMS = 5
+"""Numbers of a row: log2 sums of all keys and of those that the first and second list keep, and of
+the largest block that the first and second list drop."""
+
 _BLOCK = tl.constexpr(BLOCK)
 _SLOTS = tl.constexpr(SLOTS)
+_SUMS = tl.constexpr(SUMS)
 
 
 @triton.jit
@@ -31,11 +36,11 @@ def _rows_of(
 
 
 @triton.jit
-def _add_block(
-    q, k_from, k_step, first, block, pos, peak, total, factor, ceiling, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+def _block_sums(
+    q, k_from, k_step, first, block, pos, factor, ceiling, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A step of the running maximum and sum over the keys of a block."""
+    """The log2 sum of each row over the keys of a block."""
     key = block * _BLOCK + tl.arange(0, _BLOCK)
     column = tl.arange(0, BLOCK_D)
     at = k_from + (first + key).to(tl.int64)[:, None] * k_step + column[None, :]
@@ -45,20 +50,25 @@ def _add_block(
     if SOFTCAP:
         scores = ceiling - 2 * ceiling / (tl.exp2(scores) + 1)
     scores = tl.where(key[None, :] <= pos[:, None], scores, float("-inf"))
-    risen = tl.maximum(peak, tl.max(scores, 1))
-    safe = tl.where(risen == float("-inf"), 0.0, risen)
-    total = total * tl.exp2(peak - safe) + tl.sum(tl.exp2(scores - safe[:, None]), 1)
-    return risen, total
+    most = tl.max(scores, 1)
+    safe = tl.where(most == float("-inf"), 0.0, most)
+    return most + tl.log2(tl.maximum(tl.sum(tl.exp2(scores - safe[:, None]), 1), 1.0))
 
 
 @triton.jit
-def _dense_sums(
-    q_ptr, k_ptr, rows_ptr, sums_ptr, first_ptr, q_steps, k_steps, q_len, kv_len, slots, factor,
-    ceiling, HKV: tl.constexpr, SHARE: tl.constexpr, TAKE: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, SOFTCAP: tl.constexpr,
-    PRECISION: tl.constexpr, BUNDLES: tl.constexpr,
+def _log2_of(total, peak):
+    """Log2 of a sum relative to 2 ** peak; -inf of nothing."""
+    return tl.where(total > 0, peak + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
+
+
+@triton.jit
+def _row_sums(
+    q_ptr, k_ptr, rows_ptr, flags_ptr, sums_ptr, first_ptr, q_steps, k_steps, q_len, kv_len, slots,
+    blocks, factor, ceiling, HKV: tl.constexpr, SHARE: tl.constexpr, TAKE: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BUNDLES: tl.constexpr,
 ):  # fmt: skip
-    """Log2 sums of a range of the keys for 16 guarded rows of up to TAKE heads."""
+    """The five numbers of 16 guarded rows of up to TAKE heads, for a range of the keys."""
     item = tl.program_id(2)
     b = item // HKV
     first = tl.load(first_ptr + b)
@@ -70,96 +80,62 @@ def _dense_sums(
         q_ptr, q_steps, b, item % HKV, inner, pos, kv_len - q_len - first, SHARE, D, BLOCK_D
     )
     k_from = k_ptr + b.to(tl.int64) * k_steps[0] + (item % HKV).to(tl.int64) * k_steps[1]
-    peak = tl.full([TAKE * _SLOTS], float("-inf"), tl.float32)
+    none = tl.full([TAKE * _SLOTS], float("-inf"), tl.float32)
+    peak, dropped, dropped_too = none, none, none
     total = tl.zeros([TAKE * _SLOTS], tl.float32)
+    kept, kept_too = total, total
     n = (tl.max(pos) + _BLOCK) // _BLOCK
     each = (n + SPLITS - 1) // SPLITS
     begin = tl.program_id(0) * each
+    flags_ptr += (item * slots + slot).to(tl.int64) * blocks
     for block in tl.range(begin, tl.minimum(begin + each, n), num_stages=STAGES):
-        peak, total = _add_block(
-            q, k_from, k_steps[2], first, block, pos, peak, total, factor, ceiling, D, BLOCK_D,
-            SOFTCAP, PRECISION,
+        held = _block_sums(
+            q, k_from, k_steps[2], first, block, pos, factor, ceiling, D, BLOCK_D, SOFTCAP,
+            PRECISION,
         )  # fmt: skip
-    lse = tl.where(total > 0, peak + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
+        flags = tl.load(flags_ptr + block, mask=slot < slots, other=0).to(tl.int32)
+        listed, listed_too = (flags & 1) > 0, (flags & 2) > 0
+        dropped = tl.maximum(dropped, tl.where(listed, float("-inf"), held))
+        dropped_too = tl.maximum(dropped_too, tl.where(listed_too, float("-inf"), held))
+        risen = tl.maximum(peak, held)
+        safe = tl.where(risen == float("-inf"), 0.0, risen)
+        old, new = tl.exp2(peak - safe), tl.exp2(held - safe)
+        total = total * old + new
+        kept = kept * old + tl.where(listed, new, 0.0)
+        kept_too = kept_too * old + tl.where(listed_too, new, 0.0)
+        peak = risen
     to = ((item * slots + slot) * SHARE + inner).to(tl.int64) * SPLITS + tl.program_id(0)
-    tl.store(sums_ptr + to, lse, mask=(slot < slots) & (inner < SHARE))
+    to = sums_ptr + to * _SUMS
+    real = (slot < slots) & (inner < SHARE)
+    tl.store(to, _log2_of(total, peak), mask=real)
+    tl.store(to + 1, _log2_of(kept, peak), mask=real)
+    tl.store(to + 2, _log2_of(kept_too, peak), mask=real)
+    tl.store(to + 3, dropped, mask=real)
+    tl.store(to + 4, dropped_too, mask=real)
 
 
-@triton.jit
-def _kept_sums(
-    q_ptr, k_ptr, rows_ptr, values_ptr, start_ptr, count_ptr, sums_ptr, first_ptr, q_steps, k_steps,
-    q_len, kv_len, slots, factor, ceiling, HKV: tl.constexpr, SHARE: tl.constexpr,
-    HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Log2 sums over the listed blocks of one guarded row for every head of the KV head."""
-    item = tl.program_id(1)
-    b = item // HKV
-    first = tl.load(first_ptr + b)
-    inner = tl.arange(0, HEADS)
-    pos = tl.load(rows_ptr + b * slots + tl.program_id(0)) + inner * 0
-    q = _rows_of(
-        q_ptr, q_steps, b, item % HKV, inner, pos, kv_len - q_len - first, SHARE, D, BLOCK_D
-    )
-    k_from = k_ptr + b.to(tl.int64) * k_steps[0] + (item % HKV).to(tl.int64) * k_steps[1]
-    peak = tl.full([HEADS], float("-inf"), tl.float32)
-    total = tl.zeros([HEADS], tl.float32)
-    at = item * slots + tl.program_id(0)
-    values = values_ptr + tl.load(start_ptr + at)
-    for i in tl.range(0, tl.load(count_ptr + at), num_stages=STAGES):
-        peak, total = _add_block(
-            q, k_from, k_steps[2], first, tl.load(values + i) >> 2, pos, peak, total, factor,
-            ceiling, D, BLOCK_D, SOFTCAP, PRECISION,
-        )  # fmt: skip
-    lse = tl.where(total > 0, peak + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
-    tl.store(sums_ptr + at.to(tl.int64) * SHARE + inner, lse, mask=inner < SHARE)
-
-
-class GuardSums:
-    """The share that lists keep of the guarded rows of one call; their full sums are taken once."""
-
-    def __init__(
-        self,
-        q: Float[Tensor, "B H L D"],
-        k: Float[Tensor, "B Hkv N D"],
-        layout: Layout,
-        *,
-        scale: float,
-        softcap: float = 0.0,
-    ) -> None:
-        q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
-        self.q, self.k, self.layout = q, k, layout
-        self.rows = guard_rows(layout).to(torch.int32).contiguous()
-        batch, heads, q_len, dim = q.shape
-        kv_heads, slots = k.shape[1], self.rows.shape[1]
-        self.share = heads // kv_heads
-        exact = q.dtype == torch.float32
-        scaling = log2_scaling(scale, softcap)
-        self.sizes = (tuple(q.stride()[:3]), tuple(k.stride()[:3]), q_len, k.shape[2], slots)
-        self.sizes += scaling
-        self.fixed = {"HKV": kv_heads, "SHARE": self.share, "D": dim, "BLOCK_D": padded_dim(dim)}
-        self.fixed |= {"SOFTCAP": bool(softcap), "PRECISION": "ieee" if exact else "tf32"}
-        self.fixed |= {"STAGES": 1 if exact else 3, "num_warps": 4}
-        take = 1 if exact else min(4, triton.next_power_of_2(self.share))
-        bundles = -(-self.share // take)
-        sums = q.new_empty((batch, kv_heads, slots, self.share, SPLITS), dtype=torch.float32)
-        grid = (SPLITS, -(-slots // SLOTS) * bundles, batch * kv_heads)
-        _dense_sums[grid](
-            q, k, self.rows, sums, layout.first, *self.sizes, TAKE=take, SPLITS=SPLITS,
-            BUNDLES=bundles, **self.fixed,
-        )  # fmt: skip
-        peak = sums.amax(dim=-1, keepdim=True).clamp(min=-1e30)
-        self.dense = peak[..., 0] + (sums - peak).exp2().sum(dim=-1).log2()
-
-    def __call__(self, lists: Ragged, tiles: int) -> Float[Tensor, "B Hkv slots"]:
-        """A mean over the query heads of a KV head; 1 for rows that are not."""
-        own = lists_of_rows(lists, tiles, self.rows, self.layout)
-        sums = torch.empty_like(self.dense)
-        grid = (self.rows.shape[1], self.q.shape[0] * self.k.shape[1])
-        heads = max(16, triton.next_power_of_2(self.share))
-        _kept_sums[grid](
-            self.q, self.k, self.rows, own.values, own.start, own.count, sums, self.layout.first,
-            *self.sizes, HEADS=heads, **self.fixed,
-        )  # fmt: skip
-        kept = (sums - self.dense).exp2().clamp(max=1.0).mean(dim=-1)
-        return torch.where((self.rows >= 0)[:, None], kept, 1.0)
+def row_sums(
+    q: Float[Tensor, "B H L D"],
+    k: Float[Tensor, "B Hkv N D"],
+    rows: Int[Tensor, "B slots"],
+    flags: Int[Tensor, "items slots blocks"],
+    layout: Layout,
+    *,
+    scale: float,
+    softcap: float,
+) -> Float[Tensor, "B Hkv slots heads splits numbers"]:
+    """The five numbers of every guarded row and query head, for each split of the keys."""
+    batch, heads, q_len, dim = q.shape
+    kv_heads, slots = k.shape[1], rows.shape[1]
+    share = heads // kv_heads
+    exact = q.dtype == torch.float32
+    take = 1 if exact else min(4, power_of_two(share))
+    bundles = -(-share // take)
+    sums = q.new_empty((batch, kv_heads, slots, share, SPLITS, SUMS), dtype=torch.float32)
+    _row_sums[(SPLITS, -(-slots // SLOTS) * bundles, batch * kv_heads)](
+        q, k, rows, flags, sums, layout.first, tuple(q.stride()[:3]), tuple(k.stride()[:3]), q_len,
+        k.shape[2], slots, flags.shape[2], *log2_scaling(scale, softcap), HKV=kv_heads, SHARE=share,
+        TAKE=take, D=dim, BLOCK_D=padded_dim(dim), SPLITS=SPLITS, STAGES=1 if exact else 3,
+        SOFTCAP=bool(softcap), PRECISION="ieee" if exact else "tf32", BUNDLES=bundles, num_warps=4,
+    )  # fmt: skip
+    return sums

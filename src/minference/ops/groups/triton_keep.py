@@ -1,4 +1,4 @@
-"""Selection: a group's candidates by their rating, its blocks by their masses."""
+"""Selection: the best rated blocks of each tile, and more of each group for the guard."""
 
 import triton
 import triton.language as tl
@@ -10,109 +10,83 @@ from minference.ops.groups.triton_rows import group_span
 _BLOCK = tl.constexpr(BLOCK)
 _TILE = tl.constexpr(TILE)
 _TILES = tl.constexpr(GROUP_TILES)
+_HIGHEST = tl.constexpr(1 << 30)
 
 
 @triton.jit
-def take_candidates(
-    ratings_ptr, places_ptr, count_ptr, first_ptr, stop_ptr, q_len, kv_len, n_blocks, bundles,
-    first_group, floor, share, HKV: tl.constexpr, CAP: tl.constexpr, NB: tl.constexpr,
-    BUNDLES: tl.constexpr,
+def _best_ratings(ratings, block, end, n_blocks, n):
+    """The best rating of each block below `end`: of its own three planes, of the last keys of the
+    block before and of the first ones of the block behind."""
+    known = block < end
+    best = tl.load(ratings + block, mask=known, other=float("-inf"))
+    for plane in tl.static_range(1, 3):
+        own = ratings + plane * n_blocks + block
+        best = tl.maximum(best, tl.load(own, mask=known, other=float("-inf")))
+    before = ratings + 2 * n_blocks + block - 1
+    best = tl.maximum(best, tl.load(before, mask=known & (block > 0), other=float("-inf")))
+    behind = ratings + n_blocks + block + 1
+    best = tl.maximum(best, tl.load(behind, mask=known & (block + 1 < n), other=float("-inf")))
+    return best.to(tl.float32)
+
+
+@triton.jit
+def _first_of(rated, best, limit):
+    """At most `limit` of the rated blocks: the best ones, of equal ones the first."""
+    bits = best.to(tl.int32, bitcast=True)
+    # integers in the order of the floats, halved so that sums of two fit
+    bits = tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF) >> 1
+    many = tl.sum(rated.to(tl.int32)) > limit
+    under = limit * 0 - _HIGHEST - 2
+    over = tl.where(many, _HIGHEST, under)
+    # `over`: at most `limit` are that good; `under`: more are
+    for _ in range(tl.where(many, 32, 0)):
+        middle = (under + over) >> 1
+        fits = tl.sum((rated & (bits >= middle)).to(tl.int32)) <= limit
+        over = tl.where(fits, middle, over)
+        under = tl.where(fits, under, middle)
+    kept = rated & (bits >= over)
+    spare = limit - tl.sum(kept.to(tl.int32))
+    level = rated & (bits == over - 1)
+    return kept | (level & (tl.cumsum(level.to(tl.int32), 0) <= spare))
+
+
+@triton.jit
+def take_blocks(
+    ratings_ptr, values_ptr, count_ptr, wider_ptr, wider_count_ptr, first_ptr, stop_ptr, q_len,
+    kv_len, n_blocks, rated_groups, first_group, groups, tiles, least, wider_least, most, wider,
+    HKV: tl.constexpr, ROOM: tl.constexpr, WIDER_ROOM: tl.constexpr, NB: tl.constexpr,
 ):  # fmt: skip
-    """The best rated blocks of a group, in ascending order: block 0 and the local ones always."""
+    """Write the list of a tile, or the wider one of its group: block 0, the local ones, and the
+    best of those rated at least `least`, in ascending order."""
     here = tl.program_id(0)
     item = tl.program_id(1)
+    part = tl.program_id(2)
+    whole = part == _TILES
     b = item // HKV
     _, _, low, stop = group_span(first_ptr, stop_ptr, q_len, kv_len, b, first_group + here)
     n = tl.where(low < stop, (stop + _BLOCK - 1) // _BLOCK, 0)
-    limit = tl.minimum(tl.minimum(floor + (n * share).to(tl.int32), n), CAP)
-    block = tl.arange(0, NB)
-    at = (item * tl.num_programs(0) + here).to(tl.int64)
-    best = tl.full([NB], float("-inf"), tl.float32)
-    for bundle in tl.static_range(BUNDLES):
-        ratings = ratings_ptr + (at * bundles + bundle) * n_blocks + block
-        best = tl.maximum(best, tl.load(ratings, mask=block < n, other=float("-inf")))
-    forced = (block == 0) | (block >= low // _TILE * 2 - 1)
-    # shares are at most 1, so a negative exponent: larger ones have smaller bit patterns
-    bits = (-tl.minimum(best, 0.0)).to(tl.int32, bitcast=True)
-    bits = tl.where(forced, -1, bits)
-    bits = tl.where(block < n, bits, 0x7FFFFFFF)
-    under = limit * 0 - 2
-    over = limit * 0 + 0x7FFFFFF0
-    # `under`: at most `limit` blocks have such bits or fewer; `over`: more of them, or all
-    for _ in range(31):
-        middle = under + (over - under) // 2
-        fits = tl.sum((bits <= middle).to(tl.int32)) <= limit
-        under = tl.where(fits, middle, under)
-        over = tl.where(fits, over, middle)
-    kept = bits <= under
-    spare = limit - tl.sum(kept.to(tl.int32))
-    level = (bits == under + 1) & (block < n)
-    kept |= level & (tl.cumsum(level.to(tl.int32), 0) <= spare)
-    to = tl.cumsum(kept.to(tl.int32), 0) - 1
-    tl.store(places_ptr + at * CAP + to, block, mask=kept & (to < CAP))
-    tl.store(count_ptr + at, tl.sum(kept.to(tl.int32)))
-
-
-@triton.jit
-def _offset_masses(places, masses, n, own, CAP: tl.constexpr, SOME: tl.constexpr):
-    """Mass, over the tiles of a group, at the relative offset of each entry of `own`, [4 * CAP].
-
-    `own` and the entries compared with it are blocks less twice the number of their tile.
-    """
-    sums = tl.zeros([_TILES * CAP], tl.float32)
-    for part in range(0, _TILES):
-        for i in range(0, n, SOME):
-            other = i + tl.arange(0, SOME)
-            block = tl.load(places + other, mask=other < n, other=1 << 29) - 2 * part
-            mass = tl.load(masses + part * CAP + other, mask=other < n, other=0.0)
-            sums += tl.sum(tl.where(own[:, None] == block[None, :], mass[None, :], 0.0), 1)
-    return sums
-
-
-@triton.jit
-def keep_blocks(
-    places_ptr, count_ptr, masses_ptr, values_ptr, kept_ptr, first_ptr, stop_ptr, q_len, kv_len,
-    first_group, tiles, mass, HKV: tl.constexpr, CAP: tl.constexpr, SOME: tl.constexpr,
-):  # fmt: skip
-    """The fewest entries (block, tile) that hold the share `mass` of a group's mass, those first
-    whose block or whose offset holds most over the group's tiles."""
-    here = tl.program_id(0)
-    item = tl.program_id(1)
-    b = item // HKV
-    _, _, low, stop = group_span(first_ptr, stop_ptr, q_len, kv_len, b, first_group + here)
-    at = (item * tl.num_programs(0) + here).to(tl.int64)
-    places = places_ptr + at * CAP
-    masses = masses_ptr + at * _TILES * CAP
-    n = tl.load(count_ptr + at)
-    entry = tl.arange(0, _TILES * CAP)
-    part, candidate = entry // CAP, entry % CAP
-    known = candidate < n
-    block = tl.load(places + candidate, mask=known, other=1 << 28)
-    weight = tl.load(masses + entry, mask=known, other=0.0)
-    score = _offset_masses(places, masses, n, block - 2 * part, CAP, SOME)
-    by_block = weight * 0
-    for other in tl.static_range(_TILES):
-        by_block += tl.load(masses + other * CAP + candidate, mask=known, other=0.0)
-    score = tl.maximum(score, by_block)
-    wanted = tl.sum(weight) * mass
-    bits = score.to(tl.int32, bitcast=True)
-    under = n * 0
-    over = n * 0 + 0x7F800000
-    # `under`: entries with at least these bits hold enough; `over`: they do not
-    for _ in range(31):
-        middle = under + (over - under) // 2
-        enough = tl.sum(tl.where(bits >= middle, weight, 0.0)) >= wanted
-        under = tl.where(enough, middle, under)
-        over = tl.where(enough, over, middle)
     tile = low // (_TILES * _TILE) * _TILES + part
-    kept = (bits >= under) & (weight + score > 0)
-    kept |= (block == 0) | (block >= 2 * tile - 1)
-    kept &= known & (block <= 2 * tile + 1)
-    rank = tl.reshape(tl.cumsum(tl.reshape(kept.to(tl.int32), [_TILES, CAP]), 1), [_TILES * CAP])
-    first_tile = tl.maximum(kv_len - q_len - tl.load(first_ptr + b), 0) // _TILE
-    slot = tile - first_tile
+    near = tl.where(whole, low // _TILE * 2 - 1, 2 * tile - 1)
+    end = tl.where(whole, n, tl.minimum(n, 2 * tile + 2))
+    block = tl.arange(0, NB)
+    best = tl.full([NB], float("-inf"), tl.float32)
+    at = (item * rated_groups + here).to(tl.int64) * _TILES
+    for other in range(tl.where(whole, 0, part), tl.where(whole, _TILES, part + 1)):
+        ratings = ratings_ptr + (at + other) * 3 * n_blocks
+        best = tl.maximum(best, _best_ratings(ratings, block, end, n_blocks, n))
+    always = ((block == 0) | (block >= near)) & (block < end)
+    rated = (block < end) & ~always & (best >= tl.where(whole, wider_least, least))
+    rated &= best > float("-inf")
+    taken = always | _first_of(rated, best, tl.where(whole, wider, most))
+    to = tl.cumsum(taken.to(tl.int32), 0) - 1
+    slot = tile - tl.maximum(kv_len - q_len - tl.load(first_ptr + b), 0) // _TILE
     there = (slot >= 0) & (low < stop) & (tile * _TILE < stop)
-    to = (item * tiles + slot).to(tl.int64)
-    tl.store(values_ptr + to * CAP + rank - 1, block * 4 + 3, mask=kept & there)
-    last = candidate == CAP - 1
-    tl.store(kept_ptr + to, rank, mask=there & last)
+    number = tl.sum(taken.to(tl.int32))
+    if whole:
+        line = (item * groups + first_group + here).to(tl.int64)
+        tl.store(wider_ptr + line * WIDER_ROOM + to, block * 4 + 3, mask=taken)
+        tl.store(wider_count_ptr + line, number)
+    else:
+        line = (item * tiles + slot).to(tl.int64)
+        tl.store(values_ptr + line * ROOM + to, block * 4 + 3, mask=taken & there)
+        tl.store(count_ptr + line, number, mask=there)

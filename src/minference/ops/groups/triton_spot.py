@@ -1,0 +1,263 @@
+"""The grouped estimate's scores: what share of a sampled row's attention a key of a block has.
+
+A program's rows are one tile: 64 rows a group for each of up to four query heads of a KV head, or
+fewer rows of as many more groups, so each key is read once for 256 rows. Two passes: a row's sum,
+over means of 16 keys where they are far away; then the largest score of each block against it. In
+e4m3 the second pass adds up in half precision: its tile of 64 x 256 scores and that of the largest
+ones so far leave room for three programs of eight warps on a multiprocessor.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from minference.index import BLOCK, TILE
+from minference.ops._triton import log2_scaling, padded_dim
+from minference.ops.build import Layout
+from minference.ops.groups.plan import EDGE, GROUP_TILES, MEAN, Plan, power_of_two
+from minference.ops.groups.triton_cells import STEP, Cells, cell_slot
+from minference.ops.groups.triton_rows import log2_scores
+
+SCORED_AT_ONCE = 4
+"""Query heads of a program."""
+
+ROWS_AT_ONCE = 64
+"""Rows of each query head of a program."""
+
+PLANES = 3
+"""Ratings of a block: without its ends, of its first keys, of its last keys."""
+
+_BLOCK = tl.constexpr(BLOCK)
+_TILE = tl.constexpr(TILE)
+_GROUP = tl.constexpr(GROUP_TILES * TILE)
+_STEP = tl.constexpr(STEP)
+_EDGE = tl.constexpr(EDGE)
+_PLANES = tl.constexpr(PLANES)
+_MEANS = tl.constexpr(BLOCK // MEAN)
+_LOG_BLOCK = tl.constexpr(BLOCK.bit_length() - 1)
+
+
+@triton.jit
+def _span(first_ptr, stop_ptr, q_len, kv_len, b, group, SPAN: tl.constexpr):
+    """First query position of the chunk, then the first one and past the last one of SPAN
+    groups."""
+    first = tl.load(first_ptr + b)
+    begin = kv_len - q_len - first
+    start = (tl.maximum(begin, 0) // _GROUP + group) * _GROUP
+    stop = tl.minimum(start + SPAN * _GROUP, tl.load(stop_ptr + b) - first)
+    return begin, tl.maximum(start, begin), stop
+
+
+@triton.jit
+def _sampled_queries(
+    q_ptr, q_steps, b, kv_head, bundle, begin, low, stop, SHARE: tl.constexpr, TAKE: tl.constexpr,
+    TILES: tl.constexpr, EACH: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    FP8: tl.constexpr,
+):  # fmt: skip
+    """EACH sampled rows of TILES tiles for TAKE query heads in turn, their unit, and their
+    positions: -1 where there is no row or no head."""
+    line = tl.arange(0, TILES * EACH * TAKE)
+    inner = bundle * TAKE + line % TAKE
+    row = line // TAKE
+    part = low // _GROUP * _GROUP + row // EACH * _TILE
+    a = tl.maximum(part, low)
+    last = tl.minimum(part + _TILE, stop) - a - 1
+    row = row % EACH
+    place = (_TILE - 1) * (2 * SHARE * row + 2 * inner - (SHARE - 1)) // (2 * SHARE * (EACH - 1))
+    place = tl.where(row == 0, 0, tl.where(row == EACH - 1, _TILE - 1, place))
+    pos = tl.where((inner < SHARE) & (last >= 0), a + place * last // (_TILE - 1), -1)
+    column = tl.arange(0, BLOCK_D)
+    at = b.to(tl.int64) * q_steps[0] + (kv_head * SHARE + inner).to(tl.int64)[:, None] * q_steps[1]
+    at += (pos - begin).to(tl.int64)[:, None] * q_steps[2] + column[None, :]
+    known = (pos >= 0)[:, None] & (column < D)[None, :]
+    q = tl.load(q_ptr + at, mask=known, other=0.0)
+    unit = 1.0
+    if FP8:
+        # with cells within 32 no sum of products passes the largest half, 65504
+        largest = tl.max(tl.max(tl.abs(q.to(tl.float32)), 1), 0)
+        unit = tl.where(largest > 0, largest / (1920 // BLOCK_D), 1.0)
+        q = (q.to(tl.float32) / unit).to(tl.float8e4nv)
+    return q, unit, pos
+
+
+@triton.jit
+def _add(scores, peak, total):
+    """A step of each row's running maximum and sum."""
+    risen = tl.maximum(peak, tl.max(scores, 1))
+    safe = tl.where(risen == float("-inf"), 0.0, risen)
+    total = total * tl.exp2(peak - safe) + tl.sum(tl.exp2(scores - safe[:, None]), 1)
+    return risen, total
+
+
+@triton.jit
+def sum_rows(
+    q_ptr, keys_ptr, means_ptr, unit_ptr, rows_ptr, sums_ptr, factors_ptr, first_ptr, stop_ptr,
+    q_steps, q_len, kv_len, n_keys, n_means, first_group, factor, ceiling, HKV: tl.constexpr,
+    SHARE: tl.constexpr, TAKE: tl.constexpr, SPAN: tl.constexpr, TILES: tl.constexpr,
+    EACH: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, FP8: tl.constexpr,
+):  # fmt: skip
+    """Log2 of each sampled row's sum of exponentials: over the keys of block 0 and of the blocks
+    near its group; further away a block counts with the best of its means. Stores the rows and
+    their factor too, as the second pass takes them."""
+    LINES: tl.constexpr = TILES * EACH * TAKE
+    HALF: tl.constexpr = tl.float16 if FP8 else tl.float32
+    here = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
+    item = tl.program_id(2)
+    b = item // HKV
+    group = first_group + here * SPAN
+    begin, low, stop = _span(first_ptr, stop_ptr, q_len, kv_len, b, group, SPAN)
+    q, unit, pos = _sampled_queries(
+        q_ptr, q_steps, b, item % HKV, tl.program_id(1), begin, low, stop, SHARE, TAKE, TILES, EACH,
+        D, BLOCK_D, FP8,
+    )  # fmt: skip
+    stop = tl.where(low < stop, stop, 0)
+    factor *= unit * tl.load(unit_ptr + item)
+    line = tl.arange(0, _STEP)
+    column = tl.arange(0, BLOCK_D)
+    peak = tl.full([LINES], float("-inf"), tl.float32)
+    total = tl.zeros([LINES], tl.float32)
+    # the first near block of each row's group, and of the first one
+    near = tl.maximum(tl.maximum(pos // _GROUP * _GROUP, low) // _TILE * 2 - 1, 1)
+    begin = tl.maximum(low // _TILE * 2 - 1, 1)
+    cells = keys_ptr + item.to(tl.int64) * n_keys * BLOCK_D
+    blocks = tl.where(stop > 0, tl.maximum((stop + _BLOCK - 1) // _BLOCK - begin, 0) + 1, 0)
+    for i in tl.range(0, blocks, num_stages=STAGES):
+        block = tl.where(i == 0, 0, begin + i - 1)
+        at = cell_slot(block * _BLOCK + line, _BLOCK)
+        k = tl.load(cells + at[:, None] * BLOCK_D + column[None, :])
+        scores = tl.dot(q, k.T, input_precision=PRECISION)
+        scores = log2_scores(scores, factor, ceiling, SOFTCAP)
+        key = block * _BLOCK + line
+        seen = (key[None, :] <= pos[:, None]) & ((block == 0) | (block >= near))[:, None]
+        peak, total = _add(tl.where(seen, scores, float("-inf")), peak, total)
+    cells = means_ptr + item.to(tl.int64) * n_means * BLOCK_D
+    tile = line[:, None] * BLOCK_D + column[None, :]
+    steps = tl.where(stop > 0, (tl.max(near) + _STEP - 1) // _STEP, 0)
+    best = tl.full([LINES, _STEP], float("-inf"), HALF)
+    for at in tl.range(0, steps * _MEANS, num_stages=STAGES):
+        k = tl.load(cells + at * (_STEP * BLOCK_D) + tile)
+        best = tl.maximum(best, tl.dot(q, k.T, input_precision=PRECISION, out_dtype=HALF))
+        # the interpreter's numbers have no remainder by a constant
+        if (at + 1) // _MEANS * _MEANS == at + 1:
+            scores = log2_scores(best.to(tl.float32), factor, ceiling, SOFTCAP) + _LOG_BLOCK
+            block = at // _MEANS * _STEP + line
+            far = (block > 0)[None, :] & (block[None, :] < near[:, None])
+            peak, total = _add(tl.where(far, scores, float("-inf")), peak, total)
+            best = tl.full([LINES, _STEP], float("-inf"), HALF)
+    # a row that is none takes no part: its shares are 0
+    real = (pos >= 0) & (total > 0)
+    sums = tl.where(real, peak + tl.log2(tl.where(real, total, 1.0)), float("inf"))
+    own = ((item * tl.num_programs(0) + here) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
+    at = own * LINES + tl.arange(0, LINES)
+    tl.store(sums_ptr + at, sums)
+    tl.store(rows_ptr + at[:, None] * BLOCK_D + column[None, :], q)
+    tl.store(factors_ptr + own, factor)
+
+
+@triton.jit
+def _store_ratings(
+    highest, sums_ptr, to, key, step, blocks, factor, ceiling, LINES: tl.constexpr,
+    TILES: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """The ratings that a key of each block of a step completes."""
+    scores = log2_scores(highest.to(tl.float32), factor, ceiling, SOFTCAP)
+    scores -= tl.load(sums_ptr + tl.arange(0, LINES))[None, :]
+    ratings = tl.max(tl.reshape(scores, [_STEP, TILES, LINES // TILES]), 2)
+    # without the ends, the first keys, the last keys
+    plane = tl.where(key == _EDGE - 1, 1, tl.where(key == _BLOCK - 1, 2, 0))
+    block = step * _STEP + tl.arange(0, _STEP)
+    to += (tl.arange(0, TILES)[None, :] * _PLANES + plane) * blocks + block[:, None]
+    tl.store(to, ratings.to(to.dtype.element_ty), mask=(block < blocks)[:, None])
+
+
+@triton.jit
+def rate_keys(
+    rows_ptr, keys_ptr, sums_ptr, factors_ptr, ratings_ptr, first_ptr, stop_ptr, q_len, kv_len,
+    n_keys, blocks, first_group, ceiling, HKV: tl.constexpr, SPAN: tl.constexpr,
+    TILES: tl.constexpr, LINES: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, FP8: tl.constexpr,
+):  # fmt: skip
+    """Log2 of the largest share that a key of each block has of a sampled row of each tile; -inf
+    for a tile without rows. Blocks that a tile does not see as a whole get some number."""
+    HALF: tl.constexpr = tl.float16 if FP8 else tl.float32
+    here = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
+    item = tl.program_id(2)
+    b = item // HKV
+    group = first_group + here * SPAN
+    _, low, stop = _span(first_ptr, stop_ptr, q_len, kv_len, b, group, SPAN)
+    bundles = tl.num_programs(1)
+    own = ((item * tl.num_programs(0) + here) * bundles + tl.program_id(1)).to(tl.int64)
+    column = tl.arange(0, BLOCK_D)
+    q = tl.load(rows_ptr + (own * LINES + tl.arange(0, LINES)[:, None]) * BLOCK_D + column[None, :])
+    factor = tl.load(factors_ptr + own)
+    sums_ptr += own * LINES
+    to = ratings_ptr + own * (TILES * _PLANES) * blocks
+    cells = keys_ptr + item.to(tl.int64) * n_keys * BLOCK_D
+    tile = tl.arange(0, _STEP)[:, None] * BLOCK_D + column[None, :]
+    steps = tl.where(low < stop, (stop + _STEP * _BLOCK - 1) // (_STEP * _BLOCK), 0)
+    highest = tl.full([_STEP, LINES], float("-inf"), HALF)
+    for at in tl.range(0, steps * _BLOCK, num_stages=STAGES):
+        k = tl.load(cells + at * (_STEP * BLOCK_D) + tile)
+        scores = tl.dot(k, q.T, input_precision=PRECISION, out_dtype=HALF)
+        highest = tl.maximum(highest, scores)
+        key = at - at // _BLOCK * _BLOCK
+        if (key == _EDGE - 1) | (key == _BLOCK - _EDGE - 1) | (key == _BLOCK - 1):
+            _store_ratings(
+                highest, sums_ptr, to, key, at // _BLOCK, blocks, factor, ceiling, LINES, TILES,
+                SOFTCAP,
+            )  # fmt: skip
+            highest = tl.full([_STEP, LINES], float("-inf"), HALF)
+
+
+def span_of(plan: Plan) -> int:
+    """Groups of a program."""
+    return max(1, ROWS_AT_ONCE // plan.rows)
+
+
+def score_keys(
+    q: Float[Tensor, "B H L D"],
+    cells: Cells,
+    layout: Layout,
+    plan: Plan,
+    group: int,
+    count: int,
+    *,
+    scale: float,
+    softcap: float,
+) -> Float[Tensor, "items groups 4 planes blocks"]:
+    """Ratings of at least `count` groups from `group` on, in log2; the reference takes the best
+    of a block's planes and its neighbours' nearest ones. The blocks that a tile keeps anyway have
+    other numbers."""
+    batch, heads, q_len, dim = q.shape
+    kv_heads, blocks = cells.unit.shape[1], 2 * -(-layout.kv_len // TILE)
+    share, items, span = heads // kv_heads, batch * kv_heads, span_of(plan)
+    fp8, exact = cells.keys.element_size() == 1, q.dtype == torch.float32
+    take = 1 if exact else min(SCORED_AT_ONCE, power_of_two(share))
+    bundles, lines = -(-share // take), take * plan.rows * span
+    grid = (-(-count // span), bundles, items)
+    slots = (items, grid[0], bundles)
+    rows = cells.keys.new_empty((*slots, lines, padded_dim(dim)))
+    sums = torch.empty((*slots, lines), device=q.device)
+    factors = torch.empty(slots, device=q.device)
+    shape = (*slots, span * GROUP_TILES, PLANES, blocks)
+    ratings = torch.empty(shape, dtype=torch.float16 if fp8 else torch.float32, device=q.device)
+    fixed = {"HKV": kv_heads, "SPAN": span, "TILES": span * GROUP_TILES, "FP8": fp8}
+    fixed |= {"BLOCK_D": padded_dim(dim), "PRECISION": "ieee" if exact else "tf32"}
+    fixed |= {"SOFTCAP": bool(softcap), "STAGES": 3 if fp8 else 1}
+    factor, ceiling = log2_scaling(scale, softcap)
+    bounds = (layout.first, layout.stop)
+    sizes = (q_len, layout.kv_len, cells.keys.shape[2])
+    sum_rows[grid](
+        q, cells.keys, cells.means, cells.unit, rows, sums, factors, *bounds,
+        tuple(q.stride()[:3]), *sizes, cells.means.shape[2], group, factor, ceiling, SHARE=share,
+        TAKE=take, EACH=plan.rows // GROUP_TILES, D=dim, num_warps=8, **fixed,
+    )  # fmt: skip
+    rate_keys[grid](
+        rows, cells.keys, sums, factors, ratings, *bounds, *sizes, blocks, group, ceiling,
+        LINES=lines, num_warps=8, **fixed,
+    )  # fmt: skip
+    best = ratings.amax(dim=2) if bundles > 1 else ratings[:, :, 0]
+    return best.view(items, grid[0] * span, GROUP_TILES, PLANES, blocks)
