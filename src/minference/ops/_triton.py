@@ -25,7 +25,7 @@ class AttentionLaunch(NamedTuple):
 
 HOPPER = {
     64: AttentionLaunch(128, 128, 3, 8),
-    128: AttentionLaunch(128, 128, 2, 8),
+    128: AttentionLaunch(128, 128, 3, 8),
     256: AttentionLaunch(128, 64, 2, 8),
 }
 AMPERE = {
@@ -34,9 +34,9 @@ AMPERE = {
     256: AttentionLaunch(64, 64, 1, 4),
 }
 HOPPER_FP8 = {
-    64: AttentionLaunch(128, 128, 3, 8),
-    128: AttentionLaunch(128, 128, 3, 8),
-    256: AttentionLaunch(128, 64, 2, 8),
+    64: AttentionLaunch(64, 128, 3, 4),
+    128: AttentionLaunch(64, 128, 3, 4),
+    256: AttentionLaunch(64, 64, 2, 8),
 }
 ADA_FP8 = {
     64: AttentionLaunch(128, 64, 3, 8),

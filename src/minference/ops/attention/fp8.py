@@ -35,7 +35,7 @@ def rounded(
     real = (place >= first[:, None]) & (place < stop[:, None])
     kept = x.float().masked_fill(~real[:, None, :, None], 0.0)
     largest = kept.abs().amax(dim=(2, 3), keepdim=True)
-    scale = torch.where(largest > 0, largest, LARGEST) / LARGEST
+    scale = torch.where(largest > 0, largest, LARGEST) * (1 / LARGEST)
     return (kept * (1 / scale)).clamp(-LARGEST, LARGEST).to(E4M3).float() * scale
 
 

@@ -248,15 +248,21 @@ def _sparse_attention(
             D, WIDE, TMA, SOFTCAP, PRECISION, PAGE,
         )  # fmt: skip
     base = origin + tile * _TILE
+    # each offset is read a step ahead: else its load takes a stage of K and V
+    ahead = tl.load(steps, mask=n_pairs > 0, other=0)
     for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
         pair = i // SPLIT
-        at_row = base - (tl.load(steps + pair) + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
+        at_row = base - (ahead + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
+        ahead = tl.load(steps + tl.minimum((i + 1) // SPLIT, n_pairs - 1))
         k, v = _keys_values(wide, at_row, D, WIDE, TMA, False, PRECISION, PAGE)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, pos, pos, False, SOFTCAP, PRECISION
         )
+    last = steps + (n - 1)
+    ahead = tl.load(last, mask=n_singles > 0, other=0)
     for i in tl.range(0, n_singles, num_stages=STAGES):
-        at_row = base - tl.load(steps + (n - 1 - i)) * _BLOCK
+        at_row = base - ahead * _BLOCK
+        ahead = tl.load(last - tl.minimum(i + 1, n_singles - 1))
         k, v = _keys_values(narrow, at_row, D, _BLOCK, TMA, False, PRECISION, PAGE)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, pos, pos, False, SOFTCAP, PRECISION
@@ -378,7 +384,7 @@ def sparse_attention(
     q = q if q.stride(-1) == 1 else q.contiguous()
     if table is None:
         k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
-    launch = launch or attention_launch(dim, E4M3 if fp8 else q.dtype, q.device)
+    tuned = launch or attention_launch(dim, E4M3 if fp8 else q.dtype, q.device)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
     place, scales, packed = None, None, []
@@ -391,20 +397,22 @@ def sparse_attention(
     data = (q, k, v, out, out if lse is None else lse, *_index_arguments(index))
     data += tuple(tuple(x.stride()[:3]) for x in (q, k, v))
     data += (slots, q_len, index.kv_len, log2_scaling(scale, softcap))
-    fixed = {"H": heads, "HKV": k.shape[1], "LISTS": index.heads, "D": dim, "ROWS": launch.rows}
-    fixed |= {"SOFTCAP": bool(softcap), "LSE": return_lse, "num_warps": launch.warps}
+    fixed = {"H": heads, "HKV": k.shape[1], "LISTS": index.heads, "D": dim, "ROWS": tuned.rows}
+    fixed |= {"SOFTCAP": bool(softcap), "LSE": return_lse, "num_warps": tuned.warps}
     fixed |= {"PAGE": 0, "table": None}
     if table is not None:
         fixed |= {"PAGE": k.shape[2], "table": (table, table.stride(0))}
-    grid = (batch * heads * slots * (TILE // launch.rows),)
+    grid = (batch * heads * slots * (TILE // tuned.rows),)
     if not packed:
         sparse_attention_exact[grid](*data, PRECISION="ieee", num_stages=1, **fixed)
         return out, lse
     tma = table is None and (tma_serves(k, v, *packed) if tma is None else tma)
+    # addresses take the registers of a third stage
+    stages = tuned.stages if tma or launch else min(tuned.stages, 2)
     _sparse_attention[grid](
         *data, *packed, packed[0].shape[2], *pair_offsets(index.offsets),
-        *_descriptors(k, v, launch.wide, tma=tma), *_descriptors(k, v, BLOCK, tma=tma),
-        *_descriptors(*packed, launch.wide, tma=tma), WIDE=launch.wide, STAGES=launch.stages,
+        *_descriptors(k, v, tuned.wide, tma=tma), *_descriptors(k, v, BLOCK, tma=tma),
+        *_descriptors(*packed, tuned.wide, tma=tma), WIDE=tuned.wide, STAGES=stages,
         TMA=tma, PRECISION="fp8" if fp8 else "tf32", scales=scales, packed_place=place, **fixed,
     )  # fmt: skip
     return out, lse

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minference.index import SparseIndex
 from minference.ops._triton import padded_dim
-from minference.ops.attention.fp8 import E4M3
+from minference.ops.attention.fp8 import E4M3, LARGEST
 
 ROWS = 64
 PARTS = 512
@@ -23,7 +23,7 @@ PARTS = 512
 ALIGNED = 64
 """Keys that the turned values of a head or a list are a multiple of."""
 
-_LARGEST = tl.constexpr(448.0)
+_LARGEST = tl.constexpr(LARGEST)
 
 
 class Quantised(NamedTuple):
@@ -74,7 +74,7 @@ def _largest(
 @triton.jit
 def _scaled(x, scale):
     # the factor is rounded, so that the largest element may land above what e4m3 holds
-    x = tl.clamp(x.to(tl.float32) * (1 / scale), -_LARGEST, _LARGEST)
+    x = tl.clamp(x.to(tl.float32) * tl.div_rn(1.0, scale), -_LARGEST, _LARGEST)
     return x.to(tl.float8e4nv)
 
 
@@ -90,7 +90,8 @@ def _quantise(
         at = i + tl.arange(0, SEARCH)
         most = tl.maximum(most, tl.load(parts_ptr + item * parts + at, mask=at < parts, other=0.0))
     largest = tl.max(most, 0)
-    scale = tl.where(largest > 0, largest, _LARGEST) / _LARGEST
+    # no division: those of torch and Triton differ in the last bit, and so would ties
+    scale = tl.where(largest > 0, largest, _LARGEST) * (1 / _LARGEST)
     if tl.program_id(0) == 0:
         tl.store(scale_ptr + item, scale)
     b = (item // heads).to(tl.int64)
