@@ -79,6 +79,10 @@ def test_compiled_chunks_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(again, plain)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert 4 <= graphs <= 6  # norms of three shapes, MLP, rotary: whatever the number of layers
+    with torch.no_grad(), minference.attach(model, Dense(), chunk_tokens=37, fuse=True):
+        model(IDS[:1, :120])
+    # whatever the length too
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
 def test_what_torch_keeps_pinned_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

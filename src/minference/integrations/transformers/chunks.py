@@ -93,6 +93,13 @@ def _fused_norm(module: nn.Module, fuse: bool) -> Callable[[Tensor, Tensor], Non
     return partial(_compiled(_into(type(module).forward)), module)
 
 
+def _chunk(x: Tensor, dim: int, begin: int, size: int) -> Tensor:
+    """Part of a tensor; of one row without the whole length in its strides, to which compiled work
+    would be bound."""
+    part = x.narrow(dim, begin, size)
+    return part.squeeze(0).unsqueeze(0) if dim and part.shape[0] == 1 else part
+
+
 def _in_chunks(
     plain: Callable[[Tensor], Tensor],
     fused: Callable[[Tensor], Tensor],
@@ -105,7 +112,7 @@ def _in_chunks(
     out, at = None, dim
     for begin in range(0, x.shape[dim], tokens):
         size = min(tokens, x.shape[dim] - begin)
-        part = (fused if size == tokens else plain)(x.narrow(dim, begin, size))
+        part = (fused if size == tokens else plain)(_chunk(x, dim, begin, size))
         if out is None:
             at = dim - x.dim() + part.dim()
             shape = list(part.shape)
@@ -153,7 +160,7 @@ def _chunked_norm(
         out = plain(x.narrow(dim, 0, 1)).new_empty(x.shape)
         for begin in range(0, x.shape[dim], tokens):
             size = min(tokens, x.shape[dim] - begin)
-            part, own = (y.narrow(dim, begin, size) for y in (x, out))
+            part, own = (_chunk(y, dim, begin, size) for y in (x, out))
             if fused is None or size < tokens:
                 own.copy_(plain(part))
             else:
@@ -174,10 +181,12 @@ def _chunked_rotary(
         if torch.is_grad_enabled() or not fits or args or kwargs or length <= tokens:
             return plain(q, k, cos, sin, *args, **kwargs)
         for begin in range(0, length, tokens):
-            own = slice(begin, begin + tokens)
-            turn = fused if begin + tokens <= length else plain
-            turned = turn(q[:, :, own], k[:, :, own], cos[:, own], sin[:, own])
-            q[:, :, own], k[:, :, own] = turned
+            size = min(tokens, length - begin)
+            turn = fused if size == tokens else plain
+            parts = [_chunk(x, 2, begin, size) for x in (q, k)]
+            angles = [_chunk(x, 1, begin, size) for x in (cos, sin)]
+            for part, turned in zip(parts, turn(*parts, *angles), strict=True):
+                part.copy_(turned)
         return q, k
 
     return rotary
