@@ -19,6 +19,7 @@ NEEDLE = ROOT / "models" / "needle"
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -65,7 +66,7 @@ def program(tmp_path: Path) -> Iterator[Callable[..., tuple[int, Any, str]]]:
     """Runs a script in a process of its own: exit status, the JSON of its last line, its log."""
 
     def run(
-        script: str, values: dict[str, Any], *, seconds: int = 240, **env: str
+        script: str, values: dict[str, Any], *, seconds: int = 380, **env: str
     ) -> tuple[int, Any, str]:
         path = tmp_path / "program.py"
         given = "\n".join(f"{name} = {value!r}" for name, value in values.items())

@@ -255,6 +255,20 @@ def test_alibi_is_refused(calls: list[Any]) -> None:
         impl.prefill(layer)
 
 
+def test_a_gpu_gets_one_more_backend_and_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import platforms
+    from vllm.v1.attention.backends import registry
+
+    from minference.integrations.vllm import register
+
+    seen: list[Any] = []
+    monkeypatch.setattr(platforms, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    monkeypatch.setattr(registry, "register_backend", lambda *given: seen.append(given))
+    register()
+    custom = registry.AttentionBackendEnum.CUSTOM
+    assert seen == [(custom, "minference.integrations.vllm.cuda.Backend")]
+
+
 def test_mixed_batches_are_never_captured_and_prefixes_never_shared() -> None:
     from vllm.v1.attention.backend import AttentionCGSupport
 
