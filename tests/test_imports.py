@@ -54,6 +54,10 @@ def test_import_loads_nothing_heavy() -> None:
     assert out.strip() == "[]"
 
 
+def test_results_are_read_without_transformers() -> None:
+    run("import minference.eval.results")
+
+
 def test_the_core_needs_torch_alone_and_leaves_cuda_be() -> None:
     names = [
         name

@@ -36,7 +36,7 @@ app = typer.Typer(
     cls=_RunUnlessNamed,
     no_args_is_help=True,
     add_completion=False,
-    help="Ask a model the same questions under every method: `eval [run] MODEL ...`.",
+    help="Ask a model the same questions under every method: `eval MODEL ...`, or a command.",
 )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import minference
 from minference.eval.tasks import Sample
-from minference.integrations.transformers import attach
 from minference.methods import Dense, Method
 
 RECALL_ROWS = 32
@@ -128,7 +128,7 @@ def encode(tokenizer: Any, text: str, *, start: bool = False) -> list[int]:  # n
 
 def prefill(model: Any, method: Method, tokens: Tensor, **options: Any) -> Prefill:  # noqa: ANN401
     """One forward over a whole prompt [L], attended to by the method alone."""
-    handle = attach(
+    handle = minference.attach(
         model,
         method,
         min_seq_len=method.min_seq_len or 0,
