@@ -53,7 +53,7 @@ def test_predictions_stay_those_of_dense_attention(loaded: tuple[Any, Any], kind
         sparse = _predictions(model, ids)
         records = handle.records
     assert sum(record["density"] for record in records) / len(records) < 0.8
-    assert min(record["recall"] for record in records) > 0.7
+    assert min(record["recall"] for record in records) > 0.6
     losses = [float(-x[:-1].gather(1, ids[0, -399:, None]).mean()) for x in (dense, sparse)]
     assert losses[1] < 1.1 * losses[0] + 0.1
     sure = dense.amax(dim=-1) > math.log(0.9)
