@@ -48,7 +48,7 @@ def value_key(place):
     return place // 16 * 16 + place // 2 % 2 * 8 + place // 4 % 4 * 2 + place % 2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin", "rows", "part_rows", "heads"])
 def _largest(
     x_ptr, parts_ptr, first_ptr, stop_ptr, steps, begin, rows, part_rows, heads,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
@@ -78,7 +78,7 @@ def _scaled(x, scale):
     return x.to(tl.float8e4nv)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin", "rows", "out_rows", "parts", "heads"])
 def _quantise(
     x_ptr, out_ptr, parts_ptr, scale_ptr, first_ptr, stop_ptr, steps, out_steps, tile_step, begin,
     rows, out_rows, parts, heads, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
@@ -114,7 +114,8 @@ def _quantise(
     if TURNED:
         to += tl.program_id(0).to(tl.int64) * tile_step
         to += column.to(tl.int64)[:, None] * out_steps[2] + within[None, :]
-        tl.store(to, y.T, mask=(column < D)[:, None] & (place < out_rows)[None, :])
+        # out_rows is a multiple of ROWS
+        tl.store(to, y.T, mask=(column < D)[:, None])
     else:
         to += place.to(tl.int64)[:, None] * out_steps[2] + column[None, :]
         tl.store(to, y, mask=(place < out_rows)[:, None] & (column < D)[None, :])
@@ -163,7 +164,7 @@ def quantise(
     return Quantised(data, scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["items", "heads", "kv_heads"])
 def _pack(
     k_ptr, v_ptr, packed_k_ptr, packed_v_ptr, values_ptr, start_ptr, count_ptr, place_ptr,
     k_scale_ptr, v_scale_ptr, first_ptr, stop_ptr, k_steps, v_steps, items, heads, kv_heads,
@@ -175,7 +176,8 @@ def _pack(
     for i in range(0, item, SEARCH):
         before = i + tl.arange(0, SEARCH)
         count = tl.load(count_ptr + before, mask=before < item, other=0)
-        place += tl.sum((count + ALIGNED - 1) // ALIGNED * ALIGNED)
+        place += tl.sum((count + ALIGNED - 1) // ALIGNED) * ALIGNED
+    place = tl.multiple_of(place, ALIGNED)
     if tl.program_id(0) == 0:
         tl.store(place_ptr + item, place)
     b = (item // heads).to(tl.int64)
