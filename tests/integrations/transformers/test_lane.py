@@ -45,13 +45,16 @@ def current(stream: object) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _streams_of_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+def _streams_of_paper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     NOTES.clear()
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "stream", current)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: NOTES.append("held"))
+    before = torch._C._accelerator_getAllocatorSettings()
+    yield
+    torch._C._accelerator_setAllocatorSettings(before)
 
 
 def in_a_thread(answer: object, gate: threading.Event | None = None) -> Callable[[], object]:
@@ -108,3 +111,45 @@ def test_a_cache_behind_the_thread_is_the_plain_cache(monkeypatch: pytest.Monkey
     for mine, other in zip(own.layers, plain.layers, strict=True):
         assert torch.equal(mine.keys, other.keys)
         assert mine.get_seq_length() == 207
+
+
+def settings() -> str:
+    return torch._C._accelerator_getAllocatorSettings()
+
+
+@pytest.mark.parametrize("given", ["", "garbage_collection_threshold:0.8"])
+def test_pages_are_touched_before_they_are_pinned(given: str) -> None:
+    """The option is torch's and of the whole process: it is on while the thread copies."""
+    torch._C._accelerator_setAllocatorSettings(given)
+    own = Lane(torch.device("cuda"))
+    for _ in range(2):
+        inside = own.send(settings).issued()
+        assert inside.startswith(given)
+        assert inside.count("pinned_use_cuda_host_register") == 1
+        assert "pinned_use_cuda_host_register:True,pinned_num_register_threads:" in inside
+        assert settings().startswith(given)
+        assert "pinned_use_cuda_host_register:False" in settings()
+
+
+def test_what_the_user_said_of_pinning_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "pinned_use_cuda_host_register:False"
+    torch._C._accelerator_setAllocatorSettings(given)
+    own = Lane(torch.device("cuda"))
+    assert own.send(settings).issued() == settings() == given
+
+
+def test_a_torch_without_the_option_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(text: str) -> None:
+        raise RuntimeError("Unrecognized key")
+
+    own = Lane(torch.device("cuda"))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch._C, "_accelerator_setAllocatorSettings", refuses)
+        assert own.send(lambda: 3).issued() == 3
+        patch.delattr(torch._C, "_accelerator_setAllocatorSettings")
+        assert own.send(lambda: 4).issued() == 4
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:99")
+    with monkeypatch.context() as patch:
+        found = torch._C._accelerator_getAllocatorSettings
+        patch.delattr(torch._C, "_accelerator_getAllocatorSettings")
+        assert own.send(found).issued().startswith("max_split_size_mb:99,pinned_use")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,8 +12,13 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from minference.log import info_once
+
 IN_FLIGHT = 1
 """Copies to the host that may be under way: what bounds the device memory that they hold."""
+
+_PIN = "pinned_use_cuda_host_register"
+_THREADS = "pinned_num_register_threads"
 
 T = TypeVar("T")
 
@@ -106,7 +112,7 @@ def _issue(
     stream: torch.cuda.Stream,
 ) -> tuple[T, torch.cuda.Event | None]:
     # neither the stream nor the grad mode of the calling thread holds in this one
-    with torch.no_grad(), torch.cuda.stream(stream):
+    with torch.no_grad(), torch.cuda.stream(stream), pages_touched_first():
         stream.wait_event(ready)
         got = copy()
         gone = torch.cuda.Event()
@@ -114,3 +120,36 @@ def _issue(
     for tensor in held:
         tensor.record_stream(stream)
     return got, gone
+
+
+@contextmanager
+def pages_touched_first() -> Iterator[None]:
+    """Host memory pinned inside is touched by several threads before the driver is asked.
+
+    cudaHostAlloc holds the driver while it clears the pages, and the compute then cannot be
+    launched. torch has the other way as an option of the process; what the user said of it stays,
+    and a torch without the option goes on as ever.
+    """
+    read = getattr(torch._C, "_accelerator_getAllocatorSettings", None)
+    write = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    given = os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""
+    # what this function leaves behind is no word of the user
+    before = (read() if read else given).removesuffix(_settings(own=False)).removesuffix(",")
+    if write is None or "pinned_" in before:
+        yield
+        return
+    try:
+        write(_settings(before, own=True))
+    except RuntimeError as error:
+        info_once(f"host memory is pinned while the compute waits: {error}")
+        yield
+        return
+    try:
+        yield
+    finally:
+        write(_settings(before, own=False))
+
+
+def _settings(before: str = "", *, own: bool) -> str:
+    threads = 1 << (min(8, os.cpu_count() or 1).bit_length() - 1) if own else 1
+    return ",".join([*([before] if before else []), f"{_PIN}:{own},{_THREADS}:{threads}"])
