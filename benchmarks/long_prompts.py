@@ -9,6 +9,7 @@ same path in float32. A mode that only chunks or moves memory must not be farthe
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ def main() -> None:
     options = given.parse_args()
     recorder = Recorder(options.out)
     subject = Subject(options.model, *load(options.model))
-    model, dtype = subject.model, subject.model.dtype
+    # a copy: casting the model there and back would round what it keeps in float32
+    exactly = Subject(options.model, copy.deepcopy(subject.model).float(), subject.tokenizer)
+    dtype = subject.model.dtype
     chunked: dict[str, Any] = {"chunk_tokens": options.chunk_tokens}
     modes = {"plain again": {}, "chunks": chunked, "chunks, host": chunked | {"kv": "host"}}
     modes["chunks, host_fp8"] = chunked | {"kv": "host_fp8"}
@@ -78,9 +81,7 @@ def main() -> None:
         ids = side_by_side.encode(subject, prompt.text)
         for method in options.methods:
             tokens, plain = answer(subject, ids, method, {})
-            model.float()
-            _, exact = answer(subject, ids, method, {})
-            model.to(dtype)
+            _, exact = answer(exactly, ids, method, {})
             head = {"op": "long_prompt", "model": options.model, "method": method, "seed": seed}
             head |= {"tokens": ids.shape[1], "dtype": str(dtype).removeprefix("torch.")}
             head |= {"chunk_tokens": options.chunk_tokens, "new_tokens": len(tokens)}

@@ -87,6 +87,14 @@ def test_a_single_run_counts_compilation(tmp_path: Path) -> None:
     assert record["first_token_s"] > 0
 
 
+def test_a_prompt_below_the_threshold_was_dense() -> None:
+    model = shape_of("tiny").build(300, torch.device("cpu"), torch.float32)
+    method = MInference(patterns=default_patterns(2, 2))
+    record = measure(model, torch.randint(128, (1, 256)), method, decoded=1, min_seq_len=512)
+    assert record["layers_recorded"] == 0
+    assert record["density"] == 1
+
+
 def test_only_long_prompts_run_once(tmp_path: Path) -> None:
     out = tmp_path / "prefill.jsonl"
     sizes = ["--lengths", "300", "512", "--runs", "sparse", "--decoded", "2", "--out", str(out)]

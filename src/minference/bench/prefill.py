@@ -185,7 +185,8 @@ def measure(
     record |= {**parts, "rest_s": first - begin - sum(parts.values())}
     record["ms_p50"] = record["first_token_s"] * 1e3
     record["layers_recorded"] = len(layers)
-    record["density"] = sum(layer["density"] for layer in layers) / max(1, len(layers))
+    # a prompt below the method's threshold is dense and leaves no records
+    record["density"] = sum(layer["density"] for layer in layers) / len(layers) if layers else 1.0
     gpu = device.type == "cuda"
     record["peak_device_bytes"] = torch.cuda.max_memory_allocated(device) if gpu else None
     record["peak_host_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

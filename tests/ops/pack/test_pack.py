@@ -10,8 +10,10 @@ from minference.ops.pack import api, reference, triton
 LAYOUTS = ["contiguous", "token_major", "a_part"]
 
 
-def rows(layout: str, dtype: torch.dtype = torch.float32, dim: int = 24) -> torch.Tensor:
-    x = torch.randn(2, 77, 3, dim) * torch.logspace(-6, 3, 77)[:, None, None]
+def rows(
+    layout: str, dtype: torch.dtype = torch.float32, dim: int = 24, least: int = -6
+) -> torch.Tensor:
+    x = torch.randn(2, 77, 3, dim) * torch.logspace(least, 3, 77)[:, None, None]
     x[:, 5] = 0.0
     x = x.to(dtype)
     if layout == "token_major":
@@ -21,9 +23,10 @@ def rows(layout: str, dtype: torch.dtype = torch.float32, dim: int = 24) -> torc
 
 
 def error(got: torch.Tensor, given: torch.Tensor) -> float:
-    largest = given.abs().amax(dim=-1, keepdim=True).clamp(min=1e-20).float()
-    step = (given.abs().float() / 16).maximum(largest / 448 / 512)
-    return float(((got.float() - given.float()).abs() / step).max())
+    given = given.float()
+    largest = given.abs().amax(dim=-1, keepdim=True).clamp(min=1e-20)
+    step = (given.abs() / 16).maximum(largest / 448 / 512)
+    return float(((got.float() - given).abs() / step).max())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -60,7 +63,8 @@ def test_kernels_do_what_torch_does(layout: str, device: torch.device) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_on_a_gpu_is_packed_by_the_kernel(dtype: torch.dtype) -> None:
-    x = rows("token_major", dtype, 128).clamp(-6e4, 6e4).cuda()
+    # float16 itself is coarse below 1e-2 / 448
+    x = rows("token_major", dtype, 128, least=-1).cuda()
     data, scale = api.pack_rows(x)
     out = torch.empty_like(x)
     api.unpack_rows(data, scale, out)

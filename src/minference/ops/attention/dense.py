@@ -80,6 +80,9 @@ def dense_attention(
         causal = q.shape[2] > 1
         if _flash3_serves(q, k, v) and not dropout:
             return flash3(q, k, v, scale=factor, causal=causal)
+        if q.is_cuda and q.dtype == torch.float32:
+            # no fused kernel serves groups in single precision, and the rest build all L x N scores
+            k, v = _groups(q, k), _groups(q, v)
         fused = q.is_cuda and q.dtype != torch.float32 and causal
         backends = FASTEST if fused else ()
         return sdpa(q, k, v, backends, scale=factor, causal=causal, dropout=dropout)
