@@ -81,6 +81,8 @@ def test_fp8_changes_sparse_layers_a_little(model: torch.nn.Module) -> None:
         torch.testing.assert_close(logits(model), native, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="unknown precision 'int8'"):
         attach(model, FULL, precision="int8")
+    with pytest.raises(UnsupportedError, match="use impl='triton'"):
+        attach(model, FULL, precision="fp8", impl="hopper")
 
 
 def test_short_prompts_and_the_switch_are_dense(

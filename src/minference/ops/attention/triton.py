@@ -407,8 +407,8 @@ def sparse_attention(
         sparse_attention_exact[grid](*data, PRECISION="ieee", num_stages=1, **fixed)
         return out, lse
     tma = table is None and (tma_serves(k, v, *packed) if tma is None else tma)
-    # addresses take the registers of a third stage
-    stages = tuned.stages if tma or launch else min(tuned.stages, 2)
+    # without TMA, addresses take the registers of a third stage
+    stages = tuned.stages if tma or launch or dim <= 64 else min(tuned.stages, 2)
     _sparse_attention[grid](
         *data, *packed, packed[0].shape[2], *pair_offsets(index.offsets),
         *_descriptors(k, v, tuned.wide, tma=tma), *_descriptors(k, v, BLOCK, tma=tma),
