@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from minference.cli import app
-from minference.viz.records import PARTS, _draw_parts, break_even, curves, read
+from minference.viz.records import PARTS, _draw_parts, break_even, curves, plot, read
 
 
 def write(path: Path, *records: dict[str, object]) -> Path:
@@ -78,3 +78,14 @@ def test_whole_models_are_drawn_by_part_from_several_files(tmp_path: Path) -> No
     done = CliRunner().invoke(app, ["bench", "plot", *map(str, files), "-o", str(picture)])
     assert done.exit_code == 0, done.output
     assert "<svg" in picture.read_text()
+
+
+def test_models_and_devices_have_curves_of_their_own(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [record("sparse_prefill", 512, 1.0, model="a", gpu="NVIDIA H200")]
+    rows.append(record("sparse_prefill", 512, 3.0, model="b", gpu="NVIDIA H100 80GB HBM3"))
+    assert list(curves(rows)) == ["a, sparse prefill", "b, sparse prefill"]
+    picture = tmp_path / "plot.svg"
+    plot([write(tmp_path / "r.jsonl", *rows)], picture)
+    for name in ("a on H200, sparse prefill", "b on H100, sparse prefill"):
+        assert f"<!-- {name} -->" in picture.read_text()

@@ -39,9 +39,10 @@ def read(path: Path) -> list[Record]:
 
 
 def name_of(record: Record) -> str:
-    """Legend of a record: the implementation, and the case without its seed or what was run."""
+    """Legend of a record: the model or implementation, and the case without its seed or what was
+    run."""
     what = record["op"].removesuffix("_attention").replace("_", " ")
-    name = f"{record['impl']}, {record.get('case', what).split('-seed')[0]}"
+    name = f"{record.get('model', record['impl'])}, {record.get('case', what).split('-seed')[0]}"
     return f"{name}, extrapolated" if "extrapolated_from" in record else name
 
 
@@ -99,9 +100,12 @@ def _draw_rates(axes: Axes, records: Sequence[Record]) -> None:
 
 def _draw_parts(axes: Axes, records: Sequence[Record]) -> None:
     taken: dict[tuple[int, str], list[Record]] = defaultdict(list)
+    several = len({record.get("model") for record in records}) > 1
     for record in records:
-        taken[record["length"], record["op"].removesuffix("_prefill")].append(record)
-    names = [f"{length:,} {kind}" for length, kind in sorted(taken)]
+        kind = record["op"].removesuffix("_prefill")
+        name = f"{kind}, {record['model']}" if several else kind
+        taken[record["length"], name].append(record)
+    names = [f"{length:,} {name}" for length, name in sorted(taken)]
     before = [0.0] * len(names)
     for part in PARTS:
         shares = [
@@ -124,6 +128,10 @@ def plot(sources: Sequence[Path], picture: Path) -> None:
     from matplotlib.figure import Figure
 
     records = [record for source in sources for record in read(source)]
+    devices = {str(r.get("gpu") or r.get("cpu") or "") for r in records}
+    for record in records if len(devices) > 1 else ():
+        device = str(record.get("gpu") or record.get("cpu")).removeprefix("NVIDIA ").split(" ")[0]
+        record["model" if "model" in record else "impl"] += f" on {device}"
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_times(left, records)
@@ -132,5 +140,5 @@ def plot(sources: Sequence[Path], picture: Path) -> None:
         _draw_parts(right, whole)
     else:
         _draw_rates(right, records)
-    figure.suptitle(str(records[0].get("gpu") or records[0].get("cpu") or ""))
+    figure.suptitle(", ".join(sorted(devices)))
     figure.savefig(picture, dpi=150)
