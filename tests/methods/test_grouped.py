@@ -22,7 +22,7 @@ def test_every_block_with_more_than_the_rest_of_a_sampled_row_is_kept() -> None:
     mask = index.to_dense_mask()[0, 0]
     dropped = total = 0
     for group in range(6):
-        for head, places in enumerate(spread_rows(layout, group, 64, 2)[0].flatten(1)):
+        for head, places in enumerate(spread_rows(layout, group, 128, 2)[0].flatten(1)):
             rows = places[places >= 0]
             scores = q[0, head, rows] @ k[0, 0].T * context.scale
             future = torch.arange(3000) > rows[:, None]
@@ -44,11 +44,11 @@ def test_chunk_keeps_the_same_blocks_in_whole_groups_as_the_full_prompt() -> Non
             assert torch.equal(part.blocks.row(0, head, tile), whole.blocks.row(0, head, 8 + tile))
 
 
-def test_fewer_rows_are_scored_of_contexts_beyond_128k() -> None:
+def test_fewer_rows_are_scored_of_contexts_beyond_96k() -> None:
     first, stop = torch.zeros(1), torch.ones(1)
-    lengths = (1 << 10, 1 << 17, (1 << 17) + 1, 1 << 20, 1 << 23)
+    lengths = (1 << 10, 3 << 15, (3 << 15) + 1, 1 << 20, 1 << 23)
     rows = [Grouped().plan(Layout(first, stop, n, n)).rows for n in lengths]
-    assert rows == [64, 64, 32, 16, 16]
+    assert rows == [128, 128, 64, 16, 16]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from minference.ops.build import Layout, assemble
 from minference.ops.groups.api import grouped_blocks, guard_blocks
 from minference.ops.groups.plan import LEAST_ROWS, LEAST_WIDER, Plan, power_of_two
 
-FULL_ROWS = 1 << 17
+FULL_ROWS = 3 << 15
 """Longest context of which the rows asked for are scored."""
 
 
@@ -22,7 +22,7 @@ class Grouped(Method):
     Attributes:
         mass: share of its attention that a row may count on: a block with more than the rest,
             1 - mass, of the attention of some sampled row is kept.
-        rows: rows of a group of 512 that are scored for each head; fewer beyond 128K keys.
+        rows: rows of a group of 512 that are scored for each head; fewer beyond 96K keys.
         most: most blocks that a tile keeps besides block 0 and the three at the diagonal.
         wider: most blocks of a group that the guard turns to before it takes every block.
         target: groups in which a row that was not sampled keeps less than this share of its
@@ -31,7 +31,7 @@ class Grouped(Method):
 
     name: ClassVar[str] = "grouped"
     mass: float = 0.97
-    rows: int = 64
+    rows: int = 128
     most: int = 20
     wider: int = 128
     target: float = 0.05
@@ -52,7 +52,7 @@ class Grouped(Method):
     def plan(self, layout: Layout) -> Plan:
         """What is estimated and kept of a call.
 
-        Beyond 128K keys rows become fewer as the context grows, down to two a tile, so that the
+        Beyond 96K keys rows become fewer as the context grows, down to four a tile, so that the
         estimate grows with its length and not with the square.
         """
         times = power_of_two(-(-layout.kv_len // FULL_ROWS))
