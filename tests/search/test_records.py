@@ -23,6 +23,16 @@ def test_a_search_of_an_8b_shape_was_short_and_small() -> None:
     assert "10 and 14 seconds and 20.0 GB" in page
 
 
+def test_the_shipped_model_is_searched_in_minutes() -> None:
+    record = json.loads((RESULTS / "search_8k_cpu.jsonl").read_text())
+    assert (record["length"], record["threads"]) == (8192, 2)
+    assert record["processor_seconds"] < 300
+    assert (
+        f"{record['processor_seconds']:.0f} s of processor"
+        in (ROOT / "docs" / "search.md").read_text()
+    )
+
+
 def test_every_planted_kind_was_found() -> None:
     lines = (RESULTS / "search_planted.jsonl").read_text().splitlines()
     found: dict[str, list[float]] = {}
