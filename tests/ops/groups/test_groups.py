@@ -90,9 +90,10 @@ def test_ratings_are_the_largest_share_of_a_key() -> None:
     assert not ratings[0, :, 3].any()
 
 
-def test_sums_count_far_blocks_by_the_best_of_their_means() -> None:
+def test_sums_count_far_blocks_by_the_best_of_their_means_and_where_they_double_by_keys() -> None:
     q, k, _ = random_qkv(2, 1, 2048)
-    k = k.unflatten(2, (-1, 64))[:, :, :, :1].expand(-1, -1, -1, 64, -1).flatten(2, 3)
+    q[0, 1, :, :] *= 0.1
+    q[0, 0] = k[0, 0, 999] * 3
     layout = layout_of(q, k)
     keys = reference.real_keys(k, layout)
     rows, positions = reference.sampled_rows(q, 1, layout, 3, 16)
@@ -102,9 +103,32 @@ def test_sums_count_far_blocks_by_the_best_of_their_means() -> None:
     )
     near = torch.arange(32) >= 23
     near[0] = True
-    # exact where the keys of a block are equal
-    got = reference.row_sums(scores, means, near.view(1, 1, 1, -1))
-    torch.testing.assert_close(got, scores.logsumexp(dim=-1, keepdim=True))
+    sums = reference.row_sums(scores, means, near.view(1, 1, 1, -1))
+    for head, looks_up in ((0, True), (1, False)):
+        row, own = scores[0, 0, head, 5].double(), means[0, 0, head, 5].double()
+        expected = row[:64].exp().sum() + row[23 * 64 :].exp().sum()
+        more = 0.0
+        for block in range(1, 23):
+            expected += 64 * own[4 * block : 4 * block + 4].max().exp()
+            begin, end = 64 * block, 64 * block + 64
+            for part in (row[begin : begin + 8], row[begin + 8 : end - 8], row[end - 8 : end]):
+                more += part.max().exp()
+        assert bool(more > expected) == looks_up
+        got = sums[0, 0, head, 5, 0].double()
+        torch.testing.assert_close(got, (expected + more * looks_up).log(), atol=1e-4, rtol=0)
+
+
+def test_a_peaked_row_rates_its_lesser_keys_by_their_share() -> None:
+    # the first row of tile 28 has nearly all its attention in one key, alike to none of its
+    # neighbours; what is left for others must not crowd out the second row's lookup
+    q, k, _ = random_qkv(1, 1, 4096, dim=64)
+    rows = spread_rows(layout_of(q, k), 7, 64, 1)[0, 0]
+    q[0, 0, rows[0, 0]] = k[0, 0, 999] * 8
+    q[0, 0, rows[0, 1]] = k[0, 0, 1500] * 1.4
+    for impl in ("reference", "torch"):
+        lists, _ = grouped_blocks(q, k, layout_of(q, k), Plan(64, 0.8, 2, 32), impl=impl)
+        listed = set(lists.row(0, 0, 28).tolist())
+        assert {4 * (999 // 64) + 3, 4 * (1500 // 64) + 3} <= listed
 
 
 def test_chosen_are_the_best_rated_and_those_kept_always() -> None:

@@ -104,11 +104,18 @@ def row_sums(
     near: Bool[Tensor, "B 1 1 blocks"],
 ) -> Float[Tensor, "B Hkv S R 1"]:
     """The log-sum-exp of each row: of every key of the near blocks, where its mass most often is;
-    of another block as if all its keys were like the best of its means."""
+    of another block as if all its keys were like the best of its means. A row that looks something
+    up far away has a larger sum: where the best keys of far blocks, of their ends and between them,
+    more than double it, they count too."""
     exact = scores.masked_fill(~near.repeat_interleave(BLOCK, -1)[:, :, None], -math.inf)
-    best = means.unflatten(-1, (-1, BLOCK // MEAN)).amax(dim=-1) + math.log(BLOCK)
-    best = best.masked_fill(near[:, :, None], -math.inf)
-    return torch.cat([exact, best], dim=-1).logsumexp(dim=-1, keepdim=True)
+    mean = means.unflatten(-1, (-1, BLOCK // MEAN)).amax(dim=-1) + math.log(BLOCK)
+    mean = mean.masked_fill(near[:, :, None], -math.inf)
+    sums = torch.cat([exact, mean], dim=-1).logsumexp(dim=-1, keepdim=True)
+    parts = scores.unflatten(-1, (-1, BLOCK)).split([EDGE, BLOCK - 2 * EDGE, EDGE], dim=-1)
+    best = torch.stack([part.amax(dim=-1) for part in parts], dim=-1)
+    best = best.masked_fill(near[:, :, None, ..., None], -math.inf).flatten(-2)
+    more = torch.cat([sums, best], dim=-1).logsumexp(dim=-1, keepdim=True)
+    return torch.where(more - sums > math.log(2), more, sums)
 
 
 def rate_blocks(

@@ -62,8 +62,9 @@ def grouped_blocks(
             rows = rows.unflatten(0, (k.shape[1], -1)) * scale
             near = max(span.start // TILE * 2 - 1, 0)
             seen = keys[:, : span.stop]
-            sums = _sums(rows, seen, means, at, near, softcap)
-            ratings = _ratings(rows, seen, at, sums, softcap)
+            planes = torch.cat(list(_best_scores(rows, seen, at, softcap)), dim=4)
+            sums = _sums(rows, seen, means, planes, at, near, softcap)
+            ratings = _ratings(planes, sums)
             tile, block = start // TILE, torch.arange(ratings.shape[2], device=q.device)
             wider = _choose(
                 ratings.amax(dim=1, keepdim=True),
@@ -77,8 +78,8 @@ def grouped_blocks(
                 slot, own = tile + part - low // TILE, 2 * (tile + part)
                 if slot < 0 or start + part * TILE >= span.stop:
                     continue
-                some = ratings[:, part, : own + 2]
-                some = _choose(some, (block == 0) | (block >= own - 1), least, plan.most)
+                always = ((block == 0) | (block >= own - 1))[: own + 2]
+                some = _choose(ratings[:, part, : own + 2], always, least, plan.most)
                 _write(values[b, :, slot], count[b, :, slot], some)
     begin = torch.arange(count.numel(), device=q.device).view(shape) * room
     return Ragged(values.view(-1), begin, count), Ragged.from_rows(found, number)
@@ -113,54 +114,64 @@ def _seen_scores(
     return scores
 
 
+def _best_scores(
+    rows: Tensor, keys: Tensor, at: Tensor, softcap: float
+) -> Iterator[Float[Tensor, "3 Hkv S R n"]]:
+    """The best score of each block between its ends, of its first keys and of its last ones, some
+    blocks at a time."""
+    for begin in range(0, keys.shape[1], STEP):
+        scores = _seen_scores(rows, keys[:, begin : begin + STEP], at, begin, softcap)
+        scores = torch.nn.functional.pad(scores, (0, -scores.shape[3] % BLOCK), value=-torch.inf)
+        ends = scores.unflatten(3, (-1, BLOCK // EDGE, EDGE)).amax(dim=5)
+        yield torch.stack([ends[..., 1:-1].amax(dim=4), ends[..., 0], ends[..., -1]])
+
+
 def _sums(
-    rows: Tensor, keys: Tensor, means: Tensor, at: Tensor, near: int, softcap: float
+    rows: Tensor,
+    keys: Tensor,
+    means: Tensor,
+    planes: Float[Tensor, "3 Hkv S R blocks"],
+    at: Tensor,
+    near: int,
+    softcap: float,
 ) -> Float[Tensor, "Hkv S R 1"]:
     """The log-sum-exp of each row: exact over block 0 and the blocks from `near` on, over the
-    others by the best of their means."""
+    others by the best of their means; with the best keys of these where they more than double
+    it."""
     edge = max(near, 1) * BLOCK
-    exact = [_seen_scores(rows, keys[:, :BLOCK], at, 0, softcap)]
+    parts = [_seen_scores(rows, keys[:, :BLOCK], at, 0, softcap)]
     if edge < keys.shape[1]:
-        exact.append(_seen_scores(rows, keys[:, edge:], at, edge, softcap))
+        parts.append(_seen_scores(rows, keys[:, edge:], at, edge, softcap))
     if edge > BLOCK:
         far = _scores(rows, means[:, BLOCK // MEAN : edge // MEAN], softcap)
-        exact.append(far.unflatten(-1, (-1, BLOCK // MEAN)).amax(dim=-1) + math.log(BLOCK))
-    return torch.cat(exact, dim=-1).logsumexp(dim=-1, keepdim=True)
+        parts.append(far.unflatten(-1, (-1, BLOCK // MEAN)).amax(dim=-1) + math.log(BLOCK))
+    sums = torch.cat(parts, dim=-1).logsumexp(dim=-1)
+    best = planes[..., 1:near].movedim(0, -1).flatten(-2)
+    more = torch.cat([sums[..., None], best], dim=-1).logsumexp(dim=-1)
+    sums = torch.where(more - sums > math.log(2), more, sums)
+    return sums.masked_fill(at < 0, 0.0)[..., None]
 
 
 def _ratings(
-    rows: Tensor, keys: Tensor, at: Tensor, sums: Tensor, softcap: float
+    planes: Float[Tensor, "3 Hkv S R blocks"], sums: Float[Tensor, "Hkv S R 1"]
 ) -> Float[Tensor, "Hkv tiles blocks"]:
     """The largest logarithm of a share that a row of each tile gives to a key of a block, or to
     one of its neighbours' nearest."""
-    sums = sums.masked_fill(at[..., None] < 0, 0.0)
-    ends = torch.cat(list(_best_ends(rows, keys, at, sums, softcap)), dim=2)
-    ratings = ends.amax(dim=3)
-    ratings[:, :, 1:] = torch.maximum(ratings[:, :, 1:], ends[:, :, :-1, -1])
-    ratings[:, :, :-1] = torch.maximum(ratings[:, :, :-1], ends[:, :, 1:, 0])
+    planes = (planes - sums).unflatten(3, (GROUP_TILES, -1)).amax(dim=(2, 4))
+    first, last = planes[1:]
+    ratings = planes.amax(dim=0)
+    ratings[..., 1:] = torch.maximum(ratings[..., 1:], last[..., :-1])
+    ratings[..., :-1] = torch.maximum(ratings[..., :-1], first[..., 1:])
     return ratings
 
 
-def _best_ends(
-    rows: Tensor, keys: Tensor, at: Tensor, sums: Tensor, softcap: float
-) -> Iterator[Float[Tensor, "Hkv tiles blocks eighths"]]:
-    """The largest share of each eighth of the blocks, some blocks at a time."""
-    for begin in range(0, keys.shape[1], STEP):
-        some = keys[:, begin : begin + STEP]
-        shares = _seen_scores(rows, some, at, begin, softcap).sub_(sums)
-        best = shares.unflatten(2, (GROUP_TILES, -1)).amax(dim=(1, 3))
-        best = torch.nn.functional.pad(best, (0, -best.shape[2] % BLOCK), value=-torch.inf)
-        yield best.unflatten(2, (-1, BLOCK // EDGE, EDGE)).amax(dim=4)
-
-
 def _choose(
-    ratings: Float[Tensor, "Hkv lists blocks"],
+    ratings: Float[Tensor, "*lists blocks"],
     always: Bool[Tensor, " blocks"],
     least: float,
     most: int,
-) -> Bool[Tensor, "Hkv lists blocks"]:
+) -> Bool[Tensor, "*lists blocks"]:
     """The best rated blocks, at most so many and none rated below `least`, and those always."""
-    always = always[: ratings.shape[-1]]
     ratings = ratings.masked_fill(always, -torch.inf)
     some = ratings.sort(dim=-1, descending=True, stable=True)
     taken = (some.values >= least) & (some.values > -torch.inf)

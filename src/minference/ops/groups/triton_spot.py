@@ -1,10 +1,10 @@
 """The grouped estimate's scores: what share of a sampled row's attention a key of a block has.
 
-A program's rows are one tile: 64 rows a group for each of up to four query heads of a KV head, or
-fewer rows of as many more groups, so each key is read once for 256 rows. Two passes: a row's sum,
-over means of 16 keys where they are far away; then the largest score of each block against it. In
-e4m3 the second pass adds up in half precision: its tile of 64 x 256 scores and that of the largest
-ones so far leave room for three programs of eight warps on a multiprocessor.
+A program has 256 rows, 64 for each of up to four query heads of a KV head, from as many query tiles
+as that takes, so each key is read once for all of them. Two passes: a row's sum, over means of 16
+keys where they are far away; then the largest score of each block against it, once more where that
+shows a sum to be too small. In e4m3 the second pass adds up in half precision: its tile of 64 x 256
+scores and that of the largest ones so far leave room for two programs or three on a multiprocessor.
 """
 
 import torch
@@ -26,11 +26,15 @@ SCORED_AT_ONCE = 4
 ROWS_AT_ONCE = 64
 """Rows of each query head of a program."""
 
+PROGRAMS = 4096
+"""Least programs of the second pass, where the keys suffice: ten times what runs at once."""
+
 PLANES = 3
 """Ratings of a block: without its ends, of its first keys, of its last keys."""
 
 _BLOCK = tl.constexpr(BLOCK)
 _TILE = tl.constexpr(TILE)
+_GROUP_TILES = tl.constexpr(GROUP_TILES)
 _GROUP = tl.constexpr(GROUP_TILES * TILE)
 _STEP = tl.constexpr(STEP)
 _EDGE = tl.constexpr(EDGE)
@@ -40,28 +44,28 @@ _LOG_BLOCK = tl.constexpr(BLOCK.bit_length() - 1)
 
 
 @triton.jit
-def _span(first_ptr, stop_ptr, q_len, kv_len, b, group, SPAN: tl.constexpr):
-    """First query position of the chunk, then the first one and past the last one of SPAN
-    groups."""
+def _span(first_ptr, stop_ptr, q_len, kv_len, b, tile, TILES: tl.constexpr):
+    """First query position of the chunk; start of TILES tiles, counted from that of the chunk's
+    first group; first position in them and past the last one."""
     first = tl.load(first_ptr + b)
     begin = kv_len - q_len - first
-    start = (tl.maximum(begin, 0) // _GROUP + group) * _GROUP
-    stop = tl.minimum(start + SPAN * _GROUP, tl.load(stop_ptr + b) - first)
-    return begin, tl.maximum(start, begin), stop
+    start = tl.maximum(begin, 0) // _GROUP * _GROUP + tile * _TILE
+    stop = tl.minimum(start + TILES * _TILE, tl.load(stop_ptr + b) - first)
+    return begin, start, tl.maximum(start, begin), stop
 
 
 @triton.jit
 def _sampled_queries(
-    q_ptr, q_steps, b, kv_head, bundle, begin, low, stop, SHARE: tl.constexpr, TAKE: tl.constexpr,
-    TILES: tl.constexpr, EACH: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    FP8: tl.constexpr,
+    q_ptr, q_steps, b, kv_head, bundle, begin, start, low, stop, SHARE: tl.constexpr,
+    TAKE: tl.constexpr, TILES: tl.constexpr, EACH: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """EACH sampled rows of TILES tiles for TAKE query heads in turn, their unit, and their
     positions: -1 where there is no row or no head."""
     line = tl.arange(0, TILES * EACH * TAKE)
     inner = bundle * TAKE + line % TAKE
     row = line // TAKE
-    part = low // _GROUP * _GROUP + row // EACH * _TILE
+    part = start + row // EACH * _TILE
     a = tl.maximum(part, low)
     last = tl.minimum(part + _TILE, stop) - a - 1
     row = row % EACH
@@ -94,10 +98,10 @@ def _add(scores, peak, total):
 @triton.jit
 def sum_rows(
     q_ptr, keys_ptr, means_ptr, unit_ptr, rows_ptr, sums_ptr, factors_ptr, first_ptr, stop_ptr,
-    q_steps, q_len, kv_len, n_keys, n_means, first_group, factor, ceiling, HKV: tl.constexpr,
-    SHARE: tl.constexpr, TAKE: tl.constexpr, SPAN: tl.constexpr, TILES: tl.constexpr,
-    EACH: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, FP8: tl.constexpr,
+    q_steps, q_len, kv_len, n_keys, n_means, first_tile, factor, ceiling, HKV: tl.constexpr,
+    SHARE: tl.constexpr, TAKE: tl.constexpr, TILES: tl.constexpr, EACH: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr, SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """Log2 of each sampled row's sum of exponentials: over the keys of block 0 and of the blocks
     near its group; further away a block counts with the best of its means. Stores the rows and
@@ -107,11 +111,11 @@ def sum_rows(
     here = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
     item = tl.program_id(2)
     b = item // HKV
-    group = first_group + here * SPAN
-    begin, low, stop = _span(first_ptr, stop_ptr, q_len, kv_len, b, group, SPAN)
+    tile = first_tile + here * TILES
+    begin, start, low, stop = _span(first_ptr, stop_ptr, q_len, kv_len, b, tile, TILES)
     q, unit, pos = _sampled_queries(
-        q_ptr, q_steps, b, item % HKV, tl.program_id(1), begin, low, stop, SHARE, TAKE, TILES, EACH,
-        D, BLOCK_D, FP8,
+        q_ptr, q_steps, b, item % HKV, tl.program_id(1), begin, start, low, stop, SHARE, TAKE,
+        TILES, EACH, D, BLOCK_D, FP8,
     )  # fmt: skip
     stop = tl.where(low < stop, stop, 0)
     factor *= unit * tl.load(unit_ptr + item)
@@ -120,8 +124,8 @@ def sum_rows(
     peak = tl.full([LINES], float("-inf"), tl.float32)
     total = tl.zeros([LINES], tl.float32)
     # the first near block of each row's group, and of the first one
-    near = tl.maximum(tl.maximum(pos // _GROUP * _GROUP, low) // _TILE * 2 - 1, 1)
-    begin = tl.maximum(low // _TILE * 2 - 1, 1)
+    near = tl.maximum(tl.maximum(pos // _GROUP * _GROUP, begin) // _TILE * 2 - 1, 1)
+    begin = tl.maximum(tl.maximum(low // _GROUP * _GROUP, begin) // _TILE * 2 - 1, 1)
     cells = keys_ptr + item.to(tl.int64) * n_keys * BLOCK_D
     blocks = tl.where(stop > 0, tl.maximum((stop + _BLOCK - 1) // _BLOCK - begin, 0) + 1, 0)
     for i in tl.range(0, blocks, num_stages=STAGES):
@@ -158,13 +162,8 @@ def sum_rows(
 
 
 @triton.jit
-def _store_ratings(
-    highest, sums_ptr, to, key, step, blocks, factor, ceiling, LINES: tl.constexpr,
-    TILES: tl.constexpr, SOFTCAP: tl.constexpr,
-):  # fmt: skip
+def _store_ratings(scores, to, key, step, blocks, TILES: tl.constexpr, LINES: tl.constexpr):
     """The ratings that a key of each block of a step completes."""
-    scores = log2_scores(highest.to(tl.float32), factor, ceiling, SOFTCAP)
-    scores -= tl.load(sums_ptr + tl.arange(0, LINES))[None, :]
     ratings = tl.max(tl.reshape(scores, [_STEP, TILES, LINES // TILES]), 2)
     # without the ends, the first keys, the last keys
     plane = tl.where(key == _EDGE - 1, 1, tl.where(key == _BLOCK - 1, 2, 0))
@@ -174,47 +173,85 @@ def _store_ratings(
 
 
 @triton.jit
+def _add_far(scores, added, step, begin, start, TILES: tl.constexpr, LINES: tl.constexpr):
+    """Add the shares of a step's far blocks to what was added for each row."""
+    low = (start + tl.arange(0, LINES) // (LINES // TILES) * _TILE) // _GROUP * _GROUP
+    near = tl.maximum(tl.maximum(low, begin) // _TILE * 2 - 1, 1)
+    block = step * _STEP + tl.arange(0, _STEP)
+    far = (block > 0)[:, None] & (block[:, None] < near[None, :])
+    shares = tl.where(far, tl.exp2(tl.minimum(scores, 100.0)), 0.0)
+    # no other program adds to these; a load and a store would need a barrier, which ends the
+    # pipeline
+    tl.atomic_add(added, tl.sum(shares, 0), sem="relaxed")
+
+
+@triton.jit
 def rate_keys(
-    rows_ptr, keys_ptr, sums_ptr, factors_ptr, ratings_ptr, first_ptr, stop_ptr, q_len, kv_len,
-    n_keys, blocks, first_group, ceiling, HKV: tl.constexpr, SPAN: tl.constexpr,
+    rows_ptr, keys_ptr, sums_ptr, added_ptr, new_ptr, factors_ptr, ratings_ptr, first_ptr, stop_ptr,
+    q_len, kv_len, n_keys, blocks, first_tile, ceiling, splits, each, HKV: tl.constexpr,
     TILES: tl.constexpr, LINES: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, FP8: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, FP8: tl.constexpr, AGAIN: tl.constexpr,
 ):  # fmt: skip
-    """Log2 of the largest share that a key of each block has of a sampled row of each tile; -inf
-    for a tile without rows. Blocks that a tile does not see as a whole get some number."""
+    """Log2 of the largest share that a key of each block has of a sampled row of each tile, for
+    `each` steps of blocks; -inf for a tile without rows. Blocks that a tile does not see as a whole
+    get some number.
+
+    The best keys of the far blocks may add much to a row's sum, which means hide. So the first
+    call finds how much, and for programs with a row whose sum more than doubles it is made AGAIN.
+    """
     HALF: tl.constexpr = tl.float16 if FP8 else tl.float32
+    WHOLE: tl.constexpr = TILES if TILES > 4 else 4
     here = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
     item = tl.program_id(2)
     b = item // HKV
-    group = first_group + here * SPAN
-    _, low, stop = _span(first_ptr, stop_ptr, q_len, kv_len, b, group, SPAN)
-    bundles = tl.num_programs(1)
-    own = ((item * tl.num_programs(0) + here) * bundles + tl.program_id(1)).to(tl.int64)
+    # tiles without rows too, where their group has some
+    tile = first_tile + here * TILES
+    group = tile // _GROUP_TILES * _GROUP_TILES
+    begin, start, low, stop = _span(first_ptr, stop_ptr, q_len, kv_len, b, group, WHOLE)
+    start += (tile - group) * _TILE
+    steps = tl.where(low < stop, (stop + _STEP * _BLOCK - 1) // (_STEP * _BLOCK), 0)
+    split = tl.program_id(1) % splits
+    if split * each >= steps:
+        return
+    bundle, bundles = tl.program_id(1) // splits, tl.num_programs(1) // splits
+    own = ((item * tl.num_programs(0) + here) * bundles + bundle).to(tl.int64)
+    row = tl.arange(0, LINES)
+    sums = sums_ptr + own * LINES + row
+    added = added_ptr + own * splits * LINES + row
+    if AGAIN:
+        total = tl.zeros([LINES], tl.float32)
+        for other in range(0, (steps + each - 1) // each):
+            total += tl.load(added + other * LINES)
+        if tl.max(total) <= 1:
+            return
+        old = tl.load(sums)
+        sums = new_ptr + (own * splits + split) * LINES + row
+        tl.store(sums, tl.where(total > 1, old + tl.log2(1 + total), old))
+    else:
+        added += split * LINES
+        tl.store(added, row * 0.0)
+    tl.debug_barrier()
     column = tl.arange(0, BLOCK_D)
-    q = tl.load(rows_ptr + (own * LINES + tl.arange(0, LINES)[:, None]) * BLOCK_D + column[None, :])
+    q = tl.load(rows_ptr + (own * LINES + row[:, None]) * BLOCK_D + column[None, :])
     factor = tl.load(factors_ptr + own)
-    sums_ptr += own * LINES
     to = ratings_ptr + own * (TILES * _PLANES) * blocks
     cells = keys_ptr + item.to(tl.int64) * n_keys * BLOCK_D
-    tile = tl.arange(0, _STEP)[:, None] * BLOCK_D + column[None, :]
-    steps = tl.where(low < stop, (stop + _STEP * _BLOCK - 1) // (_STEP * _BLOCK), 0)
+    place = tl.arange(0, _STEP)[:, None] * BLOCK_D + column[None, :]
     highest = tl.full([_STEP, LINES], float("-inf"), HALF)
-    for at in tl.range(0, steps * _BLOCK, num_stages=STAGES):
-        k = tl.load(cells + at * (_STEP * BLOCK_D) + tile)
+    end = tl.minimum((split + 1) * each, steps) * _BLOCK
+    for at in tl.range(split * each * _BLOCK, end, num_stages=STAGES):
+        k = tl.load(cells + at * (_STEP * BLOCK_D) + place)
         scores = tl.dot(k, q.T, input_precision=PRECISION, out_dtype=HALF)
         highest = tl.maximum(highest, scores)
-        key = at - at // _BLOCK * _BLOCK
+        step = at // _BLOCK
+        key = at - step * _BLOCK
         if (key == _EDGE - 1) | (key == _BLOCK - _EDGE - 1) | (key == _BLOCK - 1):
-            _store_ratings(
-                highest, sums_ptr, to, key, at // _BLOCK, blocks, factor, ceiling, LINES, TILES,
-                SOFTCAP,
-            )  # fmt: skip
+            shares = log2_scores(highest.to(tl.float32), factor, ceiling, SOFTCAP)
+            shares -= tl.load(sums)[None, :]
+            _store_ratings(shares, to, key, step, blocks, TILES, LINES)
+            if not AGAIN:
+                _add_far(shares, added, step, begin, start, TILES, LINES)
             highest = tl.full([_STEP, LINES], float("-inf"), HALF)
-
-
-def span_of(plan: Plan) -> int:
-    """Groups of a program."""
-    return max(1, ROWS_AT_ONCE // plan.rows)
 
 
 def score_keys(
@@ -233,31 +270,43 @@ def score_keys(
     other numbers."""
     batch, heads, q_len, dim = q.shape
     kv_heads, blocks = cells.unit.shape[1], 2 * -(-layout.kv_len // TILE)
-    share, items, span = heads // kv_heads, batch * kv_heads, span_of(plan)
+    share, items, tiles = heads // kv_heads, batch * kv_heads, tiles_at_once(plan)
     fp8, exact = cells.keys.element_size() == 1, q.dtype == torch.float32
     take = 1 if exact else min(SCORED_AT_ONCE, power_of_two(share))
-    bundles, lines = -(-share // take), take * plan.rows * span
-    grid = (-(-count // span), bundles, items)
-    slots = (items, grid[0], bundles)
+    bundles, lines = -(-share // take), take * plan.rows * tiles // GROUP_TILES
+    programs = -(-count * GROUP_TILES // tiles)
+    slots = (items, programs, bundles)
     rows = cells.keys.new_empty((*slots, lines, padded_dim(dim)))
     sums = torch.empty((*slots, lines), device=q.device)
     factors = torch.empty(slots, device=q.device)
-    shape = (*slots, span * GROUP_TILES, PLANES, blocks)
+    shape = (*slots, tiles, PLANES, blocks)
     ratings = torch.empty(shape, dtype=torch.float16 if fp8 else torch.float32, device=q.device)
-    fixed = {"HKV": kv_heads, "SPAN": span, "TILES": span * GROUP_TILES, "FP8": fp8}
-    fixed |= {"BLOCK_D": padded_dim(dim), "PRECISION": "ieee" if exact else "tf32"}
-    fixed |= {"SOFTCAP": bool(softcap), "STAGES": 3 if fp8 else 1}
+    fixed = {"HKV": kv_heads, "TILES": tiles, "BLOCK_D": padded_dim(dim), "FP8": fp8}
+    fixed |= {"PRECISION": "ieee" if exact else "tf32", "SOFTCAP": bool(softcap)}
+    fixed |= {"STAGES": 3 if fp8 else 1, "num_warps": 8}
     factor, ceiling = log2_scaling(scale, softcap)
     bounds = (layout.first, layout.stop)
     sizes = (q_len, layout.kv_len, cells.keys.shape[2])
-    sum_rows[grid](
+    first_tile = group * GROUP_TILES
+    sum_rows[(programs, bundles, items)](
         q, cells.keys, cells.means, cells.unit, rows, sums, factors, *bounds,
-        tuple(q.stride()[:3]), *sizes, cells.means.shape[2], group, factor, ceiling, SHARE=share,
-        TAKE=take, EACH=plan.rows // GROUP_TILES, D=dim, num_warps=8, **fixed,
+        tuple(q.stride()[:3]), *sizes, cells.means.shape[2], first_tile, factor, ceiling,
+        SHARE=share, TAKE=take, EACH=plan.rows // GROUP_TILES, D=dim,
+        maxnreg=128 if fp8 else None, **fixed,
     )  # fmt: skip
-    rate_keys[grid](
-        rows, cells.keys, sums, factors, ratings, *bounds, *sizes, blocks, group, ceiling,
-        LINES=lines, num_warps=8, **fixed,
-    )  # fmt: skip
+    steps = -(-blocks // STEP)
+    each = -(-steps // min(steps, -(-PROGRAMS // (programs * bundles * items))))
+    splits = -(-steps // each)
+    added, new = (torch.empty((*slots, splits, lines), device=q.device) for _ in range(2))
+    for again in (False, True):
+        rate_keys[(programs, bundles * splits, items)](
+            rows, cells.keys, sums, added, new, factors, ratings, *bounds, *sizes, blocks,
+            first_tile, ceiling, splits, each, LINES=lines, AGAIN=again, **fixed,
+        )  # fmt: skip
     best = ratings.amax(dim=2) if bundles > 1 else ratings[:, :, 0]
-    return best.view(items, grid[0] * span, GROUP_TILES, PLANES, blocks)
+    return best.view(items, programs * tiles // GROUP_TILES, GROUP_TILES, PLANES, blocks)
+
+
+def tiles_at_once(plan: Plan) -> int:
+    """Query tiles of a program, for 64 rows of a head."""
+    return max(1, ROWS_AT_ONCE * GROUP_TILES // plan.rows)
