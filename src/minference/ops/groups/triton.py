@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from minference.index import TILE, Ragged
+from minference.index import BLOCK, TILE, Ragged
 from minference.ops.build import Layout
 from minference.ops.groups.plan import (
     ALWAYS,
@@ -29,6 +29,8 @@ from minference.ops.groups.triton_spot import score_keys
 
 RATED_AT_ONCE = 1 << 28
 """Ratings, 12 of a group and block, that exist at one time."""
+
+_GROUP = GROUP_TILES * TILE
 
 
 def grouped_blocks(
@@ -61,11 +63,14 @@ def grouped_blocks(
     for group in range(0, groups, step):
         n = min(step, groups - group)
         ratings = score_keys(q, keys, layout, plan, group, n, scale=scale, softcap=softcap)
+        # the blocks that the last of these groups sees
+        seen = ((kv_len - layout.q_len) // _GROUP + group + n) * (_GROUP // BLOCK)
+        width = power_of_two(min(blocks, seen))
         take_blocks[(n, items, GROUP_TILES + 1)](
             ratings, values, count, wider, number, layout.first, layout.stop, layout.q_len, kv_len,
             blocks, ratings.shape[1], group, groups, tiles, least, least + math.log2(WIDER),
             plan.most, plan.wider - LEAST_WIDER, HKV=kv_heads, ROOM=room, WIDER_ROOM=wider_room,
-            NB=power_of_two(blocks), num_warps=min(32, max(4, power_of_two(blocks) // 256)),
+            NB=width, num_warps=min(32, max(4, width // 256)),
         )  # fmt: skip
     return (
         Ragged.from_rows(values.view(*count.shape, room), count),
