@@ -83,9 +83,12 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 
 # a file is one process's, since its tests share an engine; vllm's own imports warn, and that is none
 # of our errors
+# the files that start most engines come first, so that both workers end together
+VLLM_TESTS := $(wildcard tests/integrations/vllm/test_*.py)
+VLLM_FIRST := $(patsubst %,tests/integrations/vllm/test_%.py,server engine plugin)
 test-vllm: $(VLLM_READY)
 	$(VLLM)/bin/python -m pytest -q -W ignore -m vllm --timeout 400 $(PYTEST_ARGS) --dist loadfile \
-	  tests/integrations/vllm
+	  --no-loadscope-reorder $(VLLM_FIRST) $(filter-out $(VLLM_FIRST),$(VLLM_TESTS))
 
 # the python files of the GPU wheel, over the CPU wheel's environment: its kernels need a GPU, the
 # classes that batches are split by do not
