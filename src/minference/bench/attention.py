@@ -27,8 +27,9 @@ from minference.errors import UnsupportedError
 from minference.index import TILE, SparseIndex
 from minference.lengths import parse_length
 from minference.ops._dispatch import resolve_impl
+from minference.ops._e4m3 import E4M3
 from minference.ops.attention.api import sparse_attention
-from minference.ops.attention.fp8 import E4M3, PRECISIONS
+from minference.ops.attention.fp8 import PRECISIONS, product_dtype
 from minference.ops.lines.api import best_lines
 from minference.ops.select.reference import offset_budget
 from minference.testing import default_device, layout_of
@@ -115,7 +116,7 @@ def sparse_record(
         return out
 
     error = gate_error(q, k, v, kernel(), index)
-    most = GATE[E4M3 if precision == "fp8" else shape.dtype]
+    most = GATE[product_dtype(precision, shape.dtype)]
     record: dict[str, object] = {"op": "sparse_attention", "case": case.name, "impl": impl}
     record |= {"precision": precision, **shape.to_dict()}
     record |= {"gate_error": error, "gate": error <= most}
@@ -211,7 +212,7 @@ def run(
         for name in cases:
             for case in cases_of(name, shape, seeds):
                 for impl, precision in itertools.product(impls, precisions):
-                    dtype = E4M3 if precision == "fp8" else shape.dtype
+                    dtype = product_dtype(precision, shape.dtype)
                     try:
                         # "auto" is told by the name of what serves
                         served = resolve_impl(impl, device, dtype, shape.dim)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minference.index import SparseIndex
 from minference.ops._dispatch import resolve_impl
-from minference.ops.attention.fp8 import E4M3, check_precision
+from minference.ops.attention.fp8 import check_precision, product_dtype
 from minference.ops.checks import check_qkv
 
 
@@ -83,7 +83,7 @@ def sparse_attention(
     check_index(q, k, index)
     check_precision(precision)
     fp8 = precision == "fp8"
-    name = resolve_impl(impl, q.device, E4M3 if fp8 else q.dtype, q.shape[-1])
+    name = resolve_impl(impl, q.device, product_dtype(precision, q.dtype), q.shape[-1])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     need_lse = return_lse or sinks is not None
     out, lse = torch.ops.minference.sparse_attention(

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from minference.errors import unknown_name
 from minference.index import SparseIndex
+from minference.ops._e4m3 import E4M3, LARGEST
 
-E4M3 = torch.float8_e4m3fn
-LARGEST = 448.0
 WEIGHT_SCALE = 256.0
 """Factor of the softmax weights: their row's largest becomes 256, and 2^-17 of it is still kept."""
 PRECISIONS = ("native", "fp8")
@@ -22,6 +21,11 @@ def check_precision(precision: str) -> None:
     """Raise ValueError unless the name is one of `PRECISIONS`."""
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
+
+
+def product_dtype(precision: str, dtype: torch.dtype) -> torch.dtype:
+    """What products of inputs of that dtype are computed in."""
+    return E4M3 if precision == "fp8" else dtype
 
 
 def rounded(

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-E4M3 = torch.float8_e4m3fn
-LARGEST = 448.0
+from minference.ops._e4m3 import E4M3, LARGEST
+
 LEAST = 1e-20
 """Below it a row's largest number scales the row no more: a row of zeros stays zeros."""
 

@@ -5,9 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minference.ops._e4m3 import LARGEST
 from minference.ops._triton import padded_dim
 
 ROWS = 32
+_LARGEST = tl.constexpr(LARGEST)
 
 
 def pack_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,9 +54,9 @@ def _pack(
         heads, length, dim, batch_step, head_step, step, dim_step, ROWS, DIM
     )
     given = tl.load(x + strided, mask=real, other=0.0).to(tl.float32)
-    own = tl.maximum(tl.max(tl.abs(given), axis=1), 1e-20) / 448.0  # [ROWS]
+    own = tl.maximum(tl.max(tl.abs(given), axis=1), 1e-20) / _LARGEST  # [ROWS]
     # a quotient may end just above the largest number of the format, which then wraps to NaN
-    unit = tl.minimum(tl.maximum(given / own[:, None], -448.0), 448.0)
+    unit = tl.minimum(tl.maximum(given / own[:, None], -_LARGEST), _LARGEST)
     tl.store(data + packed, unit.to(tl.float8e4nv).to(tl.uint8, bitcast=True), mask=real)
     tl.store(scale + row, own, mask=rows)
 
