@@ -1,11 +1,14 @@
 """Stages of the grouped method on the stand-in model's own q, k, v, widened to 32 and 8 heads.
 
 python benchmarks/grouped_time.py --lengths 32k 128k --out benchmarks/results/grouped_time.jsonl
+python benchmarks/grouped_time.py --data normal --rows 64 128 --lengths 8k 32k 128k 1m --no-dense
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -77,6 +80,49 @@ def widened(inputs: Qkv, factor: int, times: int) -> Qkv:
     return q, k, v
 
 
+def normal_inputs(length: int, heads: int, kv_heads: int, device: torch.device) -> Qkv:
+    """Independent values: no row looks anything up, all lists are full."""
+    generator = torch.Generator(device=device).manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    q, k, v = (
+        torch.randn(1, n, length, 128, generator=generator, device=device, dtype=dtype)
+        for n in (heads, kv_heads, kv_heads)
+    )
+    return q * 1.5, k, v
+
+
+def profiled(call: Callable[[], Any], device: torch.device) -> dict[str, object]:
+    """GPU time of each kernel, how many kernels there are, how many torch operators asked for
+    them, and how long the host is busy with a call."""
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    cuda = device.type == "cuda"
+    begin = time.perf_counter()
+    for _ in range(5):
+        call()
+    host = (time.perf_counter() - begin) * 200
+    if cuda:
+        torch.cuda.synchronize()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as seen:
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+    kernels: dict[str, list[float]] = {}
+    for event in seen.events():
+        if event.device_type.name == "CUDA" and not event.name.startswith(("cu", "Activity")):
+            kernels.setdefault(event.name[:60], []).append(event.time_range.elapsed_us() / 1e3)
+    operators = [e for e in seen.events() if e.name.startswith("aten::")]
+    return {
+        "host_ms": round(host, 4),
+        "gpu_ms": round(sum(map(sum, kernels.values())), 4),
+        "kernels": {name: round(sum(ms), 4) for name, ms in kernels.items()},
+        "launches": sum(map(len, kernels.values())),
+        "operators": len(operators),
+    }
+
+
 def stages(method: Grouped, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], Any]]:
     """What a layer does, each stage on the last one's results, and all of it."""
     layout = layout_of(q[:1, :1], k[:1, :1])
@@ -116,35 +162,54 @@ def facts(method: Grouped, q: Tensor, k: Tensor) -> dict[str, object]:
 
 
 def main() -> None:
-    """One record a length, layer and stage, and the dense kernels at each length."""
+    """One record a length, layer, number of rows and stage, and the dense kernels at each
+    length."""
     given = argparse.ArgumentParser(description=__doc__)
+    given.add_argument("--data", choices=["model", "normal"], default="model")
     given.add_argument("--model", default="models/needle")
     given.add_argument("--task", default="multikey")
     given.add_argument("--method", default="grouped")
+    given.add_argument("--rows", type=int, nargs="+", default=None, help="instead of the method's")
     given.add_argument("--lengths", type=parse_length, nargs="+", default=[1 << 15, 1 << 17])
     given.add_argument("--layers", type=int, nargs="+", default=None)
     given.add_argument("--widen", type=int, default=4)
+    given.add_argument("--heads", type=int, nargs=2, default=[32, 8], help="of normal data")
     given.add_argument("--longest", type=parse_length, default=1 << 17, help="then it is repeated")
     given.add_argument("--calls", type=int, default=5)
+    given.add_argument("--no-dense", dest="dense", action="store_false")
     given.add_argument("--out", type=Path, default=None)
     options = given.parse_args()
-    method = build_method(parse_methods(options.method)[0], None)
-    assert isinstance(method, Grouped)
+    given_method = build_method(parse_methods(options.method)[0], None)
+    assert isinstance(given_method, Grouped)
     recorder, device = Recorder(options.out), default_device()
     for length in options.lengths:
         own = min(length, options.longest)
-        inputs = layer_inputs(options.model, options.task, own, device)
-        base = {"op": "grouped", "method": options.method, "task": options.task, "L": length}
+        base = {"op": "grouped", "method": options.method, "L": length}
+        if options.data == "normal":
+            base |= {"data": "normal values, q times 1.5"}
+            inputs = [normal_inputs(length, *options.heads, device)]
+        else:
+            base |= {"task": options.task}
+            inputs = layer_inputs(options.model, options.task, own, device)
         base |= {"dtype": str(inputs[0][0].dtype).removeprefix("torch.")}
-        for layer in options.layers or range(len(inputs)):
-            q, k, v = widened(inputs[layer], options.widen, length // own)
+        layers = options.layers or range(len(inputs))
+        for layer in layers if options.data == "model" else [0]:
+            q, k, v = inputs[layer]
+            if options.data == "model":
+                q, k, v = widened(inputs[layer], options.widen, length // own)
             size = {"layer": layer, "H": q.shape[1], "Hkv": k.shape[1], "D": q.shape[3]}
-            known = facts(method, q, k)
-            for stage, call in stages(method, q, k, v).items():
-                times = measure(call, device, calls=options.calls).to_dict()
-                done = recorder.write(base | size | {"stage": stage} | times | known)
-                print(length, layer, stage, done["ms_p50"], "ms", known, flush=True)
-            if layer == (options.layers or [0])[0] and length <= options.longest:
+            for rows in options.rows or [given_method.rows]:
+                method = dataclasses.replace(given_method, rows=rows)
+                known = {"rows": rows, **facts(method, q, k)}
+                for stage, call in stages(method, q, k, v).items():
+                    times = measure(call, device, calls=options.calls).to_dict()
+                    if stage == "index":
+                        times |= profiled(call, device)
+                    done = recorder.write(base | size | {"stage": stage} | times | known)
+                    print(length, layer, stage, done["ms_p50"], "ms", known, flush=True)
+                    if stage == "index":
+                        print(" ", {k: v for k, v in times.items() if k[:2] != "ms"}, flush=True)
+            if options.dense and layer == layers[0] and length <= options.longest:
                 for name, kernel in dense_kernels(device).items():
                     try:
                         times = measure(partial(kernel, q, k, v), device, calls=3).to_dict()
