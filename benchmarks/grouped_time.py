@@ -110,10 +110,10 @@ def profiled(call: Callable[[], Any], device: torch.device) -> dict[str, object]
         if cuda:
             torch.cuda.synchronize()
     kernels: dict[str, list[float]] = {}
-    for event in seen.events():
+    for event in seen.events() or ():
         if event.device_type.name == "CUDA" and not event.name.startswith(("cu", "Activity")):
             kernels.setdefault(event.name[:60], []).append(event.time_range.elapsed_us() / 1e3)
-    operators = [e for e in seen.events() if e.name.startswith("aten::")]
+    operators = [e for e in seen.events() or () if e.name.startswith("aten::")]
     return {
         "host_ms": round(host, 4),
         "gpu_ms": round(sum(map(sum, kernels.values())), 4),
