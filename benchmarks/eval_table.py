@@ -37,7 +37,7 @@ from minference.methods.spec import parse_methods
 METHODS = (
     "dense,minference:budget_length=none,selection=lines,minference:budget_length=none,minference,"
     "a_shape,tri_shape,dilated1,static,static:vertical=250,slash=1524,"
-    "grouped,xattention:stride=16,flexprefill"
+    "grouped,xattention:stride=16,xattention:stride=8,flexprefill"
 )
 """MInference with published budgets, as published and by blocks, then scaled to the length (a
 quarter at 32K); static lines with the same two budgets."""

@@ -1,12 +1,13 @@
-"""Index and kernel times of block methods on the shipped model's own q, k and v.
+"""Index and kernel times of methods on the shipped model's own q, k and v, beside dense kernels.
 
-python benchmarks/peer_times.py --length 128k --methods xattention:stride=16 flexprefill \
-    --out benchmarks/results/peer_times.jsonl
+python benchmarks/peer_times.py --length 32k 128k --out benchmarks/results/peer_times_h200.jsonl
 
-python benchmarks/peer_times.py --table benchmarks/results/peer_times.jsonl
+python benchmarks/peer_times.py --table benchmarks/results/peer_times_h200.jsonl
 
 The heads of the first layers that together make 32 query heads are put side by side, so that one
-call has the shape of a layer of an 8B model with the content of a model that retrieves.
+call has the shape of a layer of an 8B model with the content of a model that retrieves. All methods
+of the accuracy table are timed unless some are named; one that fails says why and costs the others
+nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,64 +24,63 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from minference.bench.attention import gate_error
+from benchmarks.eval_table import METHODS
+from minference.bench.attention import GATE, Shape, dense_records, gate_error, with_speedup
 from minference.bench.records import Recorder
 from minference.bench.timing import measure, peak_extra_bytes
-from minference.eval.tasks import make_sample
-from minference.index import BLOCK, TILE, SparseIndex
+from minference.eval.plan import SPREAD_QUESTIONS, draw
+from minference.index import SparseIndex
 from minference.integrations.transformers import attach
+from minference.integrations.transformers.load import load
 from minference.lengths import parse_length
-from minference.methods import AShape
+from minference.methods import Dense, Method
 from minference.methods.spec import build_method, parse_methods
 from minference.ops._dispatch import resolve_impl
 from minference.ops.attention.api import sparse_attention
-from minference.ops.attention.dense import dense_attention
-from minference.testing import context_for, default_device, layout_of
+from minference.testing import context_for, layout_of
 
+Qkv = tuple[Tensor, Tensor, Tensor]
 MODEL = Path(__file__).parents[1] / "models" / "needle"
-GATE = 1e-2
+TASK = "multikey"
+_ROOM = 4096
+"""Shortest prompt that twelve questions fit in."""
 
 
-def widened(length: int, heads: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """q [1, heads, length, D], k and v of the model on a prompt with many needles, layers side by
-    side."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def widened(length: int, heads: int) -> Qkv:
+    """q [1, heads, length, D], k and v of the model on a development prompt with many needles and
+    questions over its end, the first layers side by side."""
+    model, tokenizer = load(str(MODEL))
+    questions = SPREAD_QUESTIONS if length >= _ROOM else 1
+    text, _ = draw((TASK, length, 0, "dev", questions, "spread", None)).solved()
+    ids = torch.tensor([tokenizer(text).input_ids])
+    # what a generator leaves open comes in front: the questions are the last tokens
+    ids = torch.cat([ids, ids], dim=1)[:, -length:].to(model.device)
+    seen: list[Qkv] = []
 
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    sample = make_sample("multikey", length, 0, "dev", num_questions=1)
-    ids = tokenizer(sample.prompt, return_tensors="pt").input_ids
-    # room for a start token and for what a generator leaves open
-    ids = torch.cat([ids, ids], dim=1)[:, :length].to(device)
-    seen: list[tuple[Tensor, ...]] = []
+    def observe(context: object, q: Tensor, k: Tensor, v: Tensor) -> None:
+        if len(seen) * q.shape[1] < heads:
+            seen.append((q.clone(), k.clone(), v.clone()))
 
-    def observe(context: object, *tensors: Tensor) -> None:
-        if len(seen) * model.config.num_attention_heads < heads:
-            seen.append(tuple(x.clone() for x in tensors))
-
-    # a cheap method: nobody reads what it computes
-    with attach(model, AShape(), min_seq_len=0, observe=observe), torch.inference_mode():
+    with attach(model, Dense(), min_seq_len=0, observe=observe), torch.inference_mode():
         model(ids, use_cache=False, logits_to_keep=1)
     q, k, v = (torch.cat(x, dim=1) for x in zip(*seen, strict=True))
     return q, k, v
 
 
-def pairs_of(index: SparseIndex) -> int:
-    """Causal pairs of an index of lists by tile, for prompts of whole tiles."""
-    tiles = index.heads * (index.q_len // TILE)
-    blocks = int(index.blocks.count[:, :, : index.q_len // TILE].sum())
-    return blocks * BLOCK * TILE - tiles * TILE * (TILE - 1) // 2
+def method_of(label: str, heads: int) -> Method:
+    """The method as an evaluation of the shipped model has it: budgets that no search found."""
+    text = SimpleNamespace(num_hidden_layers=1, num_attention_heads=heads, model_type="needle")
+    config = SimpleNamespace(get_text_config=lambda decoder: text)
+    return build_method(parse_methods(label)[0], config)
 
 
 def timed(
-    name: str, qkv: tuple[Tensor, Tensor, Tensor], impl: str, dense_ms: float, trace: bool
+    label: str, qkv: Qkv, shape: Shape, impl: str, *, calls: int, trace: bool
 ) -> dict[str, object]:
     """One method: its gate, then index, kernel and both."""
     q, k, v = qkv
-    config = SimpleNamespace(get_text_config=lambda: None)
-    method = build_method(parse_methods(name)[0], config)
-    context = context_for(layout_of(q, k), q.shape[1], dim=q.shape[3])
+    method = method_of(label, q.shape[1])
+    context = context_for(layout_of(q[:, :1], k[:, :1]), q.shape[1], dim=q.shape[3])
 
     def build() -> SparseIndex:
         index = method.build_index(q, k, context)
@@ -87,21 +89,18 @@ def timed(
 
     index = build()
     served = resolve_impl(impl, q.device, q.dtype, q.shape[3])
-    record: dict[str, object] = {"op": "peer", "method": name, "impl": served}
-    record |= {"length": q.shape[2], "heads": q.shape[1], "kv_heads": k.shape[1]}
-    record["dim"] = q.shape[3]
+    record: dict[str, object] = {"op": "peer", "method": label, "options": options_of(method)}
+    record |= {"impl": served, "task": TASK, **shape.to_dict()}
     error = gate_error(q, k, v, sparse_attention(q, k, v, index, impl=impl), index)
-    record |= {"gate_error": error, "gate": error <= GATE}
-    area = q.shape[1] * q.shape[2] * (q.shape[2] + 1) // 2
-    record["density"] = pairs_of(index) / area
+    record |= {"gate_error": error, "gate": error <= GATE[q.dtype], "density": index.density()}
     if not record["gate"]:
         return record
-    record["index_ms"] = measure(build, q.device).ms_p50
+    record["index_ms"] = measure(build, q.device, calls=calls).ms_p50
     record["kernel_ms"] = measure(
-        lambda: sparse_attention(q, k, v, index, impl=impl), q.device
+        lambda: sparse_attention(q, k, v, index, impl=impl), q.device, calls=calls
     ).ms_p50
-    together = measure(lambda: sparse_attention(q, k, v, build(), impl=impl), q.device).ms_p50
-    record |= {"together_ms": together, "dense_ms": dense_ms, "speedup": dense_ms / together}
+    times = measure(lambda: sparse_attention(q, k, v, build(), impl=impl), q.device, calls=calls)
+    record |= {"together_ms": times.ms_p50, "together": asdict(times)}
     record["index_peak_extra_bytes"] = peak_extra_bytes(lambda: (build(), q[:0])[1], q.device)
     if trace:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
@@ -111,27 +110,53 @@ def timed(
     return record
 
 
+def options_of(method: Method) -> dict[str, object]:
+    """Its numbers: what a label means may change."""
+    plain = (int, float, str, type(None))
+    return {key: x for key, x in vars(method).items() if isinstance(x, plain)}
+
+
+def summary(record: dict[str, object]) -> str:
+    """One line of a record."""
+    names = ("op", "length", "impl", "method", "refused", "gate_error", "density", "index_ms")
+    names += ("kernel_ms", "together_ms", "ms_p50", "speedup", "speedup_over")
+    return " ".join(f"{name} {record[name]}" for name in names if name in record)
+
+
 def table(path: Path) -> str:
     """Records as a table in Markdown."""
-    rows = ["| tokens | method | kernel | density | index | kernel alone | both | dense |"]
-    rows.append("|---|---|---|---|---|---|---|---|")
+    rows = ["| tokens | method | kernel | density | index | attention | both | speed-up |"]
+    rows.append("|---" * 8 + "|")
     for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-        times = [
-            f"{record[f'{part}_ms']:.1f} ms" if record["gate"] else "wrong"
-            for part in ("index", "kernel", "together", "dense")
-        ]
-        cells = [f"{record['length'] >> 10}K", f"`{record['method']}`", record["impl"]]
-        rows.append("| " + " | ".join([*cells, f"{record['density']:.3f}", *times]) + " |")
+        dense = record["op"] == "dense_attention"
+        cells = [f"{record['length'] >> 10}K", "dense" if dense else f"`{record['method']}`"]
+        cells.append(record.get("impl", "-"))
+        cells.append("1.000" if dense else _cell(record.get("density"), "{:.3f}"))
+        kernel = record.get("ms_p50") if dense else record.get("kernel_ms")
+        both = kernel if dense else record.get("together_ms")
+        times = [None if dense else record.get("index_ms"), kernel, both]
+        cells += [_cell(ms, "{:.2f} ms") for ms in times]
+        cells.append(
+            record.get("refused")
+            or ("wrong" if record.get("gate") is False else _cell(record.get("speedup"), "{:.2f}"))
+        )
+        rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
 
 
 def main() -> int:
     """Times every method; 1 if any gate was red."""
     made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--length", type=parse_length, nargs="+", default=[1 << 17])
+    made.add_argument("--length", type=parse_length, nargs="+", default=[1 << 15, 1 << 17])
     made.add_argument("--heads", type=int, default=32)
-    made.add_argument("--methods", nargs="+", default=["xattention", "flexprefill"])
+    made.add_argument("--methods", nargs="+", default=None, help="all of the accuracy table's")
     made.add_argument("--impl", default="auto")
+    made.add_argument("--calls", type=int, default=7, help="timed calls of each part")
+    made.add_argument("--seconds", type=float, default=1e9, help="start nothing after that long")
     made.add_argument("--trace", action="store_true", help="print the longest parts of each index")
     made.add_argument("--out", type=Path, default=None, help="JSONL file to append to")
     made.add_argument("--table", type=Path, default=None, help="print a file's records")
@@ -139,18 +164,37 @@ def main() -> int:
     if given.table is not None:
         sys.stdout.write(table(given.table) + "\n")
         return 0
-    device = default_device()
+    labels = given.methods or [spec.label for spec in parse_methods(METHODS)]
+    labels = [label for label in labels if label != "dense"]
     recorder = Recorder(given.out)
-    red = False
+    began, red = time.monotonic(), False
+
+    def write(record: dict[str, object]) -> None:
+        sys.stdout.write(f"{time.monotonic() - began:5.1f} s  {summary(record)}\n")
+        sys.stdout.flush()
+        recorder.write(record)
+
     for length in given.length:
-        qkv = widened(length, given.heads, device)
-        dense_ms = measure(lambda qkv=qkv: dense_attention(*qkv), device).ms_p50
-        for name in given.methods:
-            record = recorder.write(timed(name, qkv, given.impl, dense_ms, given.trace))
-            red |= not record["gate"]
-            shown = {key: record.get(key) for key in list(record)[:16] if key != "op"}
-            sys.stdout.write(" ".join(f"{key} {value}" for key, value in shown.items()) + "\n")
-            sys.stdout.flush()
+        qkv = q, k, _ = widened(length, given.heads)
+        sizes = {"heads": q.shape[1], "kv_heads": k.shape[1], "dim": q.shape[3]}
+        shape = Shape(length=length, dtype=q.dtype, **sizes)
+        dense: dict[str, float] = {}
+        for record in dense_records(shape, qkv):
+            if isinstance(ms := record.get("ms_p50"), float):
+                dense[str(record["impl"])] = ms
+            write(record)
+        for label in labels:
+            if time.monotonic() - began > given.seconds:
+                sys.stdout.write(f"out of time: {label} at {length} and what follows\n")
+                return int(red)
+            try:
+                record = timed(label, qkv, shape, given.impl, calls=given.calls, trace=given.trace)
+                record = with_speedup(record, dense)
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                record = {"op": "peer", "method": label, **shape.to_dict(), "refused": text}
+            write(record)
+            red |= record.get("gate") is not True
     return int(red)
 
 
