@@ -1,8 +1,9 @@
-"""Accuracy, density and recall of the methods on models/needle: measure, pack, and write the table.
+"""Accuracy, density and times of the methods on models/needle: measure, pack, write the table.
 
 python benchmarks/eval_table.py run --lengths 32k --placement spread --folder out/eval_table
 python benchmarks/eval_table.py pack out/eval_table --out benchmarks/results/eval_h200.jsonl
-python benchmarks/eval_table.py table benchmarks/results/eval_h200.jsonl --write docs/evaluation.md
+python benchmarks/eval_table.py table benchmarks/results/eval_h200.jsonl \
+    --times benchmarks/results/peer_times_h200.jsonl --write docs/evaluation.md
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from minference.bench.peers import MethodTime, Times, read_times
 from minference.bench.records import environment
 from minference.eval.packed import pack
 from minference.eval.plan import Cell, make_cells, resolve_tasks
@@ -27,7 +29,7 @@ from minference.eval.statistics import (
     Answers,
     CellKey,
     answers_by_cell,
-    paired_difference,
+    difference_to,
     scores,
 )
 from minference.integrations.transformers.load import load
@@ -76,6 +78,7 @@ def main() -> None:
     table = commands.add_parser("table", help="print the table, or write it into a page")
     table.add_argument("files", type=Path, nargs="+")
     table.add_argument("--write", type=Path, help=f"page with two lines {MARK}")
+    table.add_argument("--times", type=Path, nargs="*", default=[], help="of peer_times.py")
     table.add_argument("--only", metavar="LENGTH-PLACEMENT", help="one table: 32k-spread")
     options = given.parse_args()
     {"run": measure, "pack": append_packed, "table": show}[options.command](options)
@@ -167,7 +170,7 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 def show(options: argparse.Namespace) -> None:
     """Prints the tables, or puts them between the marks of a page."""
     lines = [line for path in options.files for line in Records.read(path).lines]
-    text = tables(lines, options.only)
+    text = tables(lines, options.only, read_times(options.times))
     if options.write is None:
         print(text)
         return
@@ -180,16 +183,17 @@ def show(options: argparse.Namespace) -> None:
     options.write.write_text(page, encoding="utf-8")
 
 
-def tables(lines: list[dict[str, Any]], only: str | None = None) -> str:
-    """A table for each length and placement: a row a method, a column a task."""
+def tables(lines: list[dict[str, Any]], only: str | None = None, times: Times | None = None) -> str:
+    """A table for each length and placement: a row a method, a column a task; and what attention
+    takes, where a method was timed at that length."""
     shapes = {(r["length"], r["placement"]) for r in lines if r["record"] == "question"}
     if only is not None:
         length, _, placement = only.partition("-")
         shapes &= {(parse_length(length), placement)}
-    return "\n\n".join(_table(lines, *shape) for shape in sorted(shapes))
+    return "\n\n".join(_table(lines, *shape, times or {}) for shape in sorted(shapes))
 
 
-def _table(lines: list[dict[str, Any]], length: int, placement: str) -> str:
+def _table(lines: list[dict[str, Any]], length: int, placement: str, times: Times) -> str:
     own = [
         record
         for record in lines
@@ -205,6 +209,8 @@ def _table(lines: list[dict[str, Any]], length: int, placement: str) -> str:
     head = ["method", *(task.replace("_", " ") for task in tasks)]
     timed = any(score.seconds is not None for score in asked)
     head += ["all, to dense (95 %)", "density", "recall", *(["prefill"] if timed else [])]
+    layers = {method: times[length, method] for method in methods if (length, method) in times}
+    head += ["attention of a layer", "speed-up"] if layers else []
     rows = [
         f"{length // 1024}K tokens, questions {where}; a cell is "
         f"{' or '.join(map(str, questions))} questions on {' or '.join(map(str, prompts))} prompts",
@@ -223,21 +229,23 @@ def _table(lines: list[dict[str, Any]], length: int, placement: str) -> str:
         if timed:
             seconds = _mean(score.seconds for score in cells.values())
             row.append("-" if seconds is None else f"{1000 * seconds:.0f} ms")
+        if layers:
+            time = layers.get(method)
+            row += ["-"] * 2 if time is None else _layer(time)
         rows.append(f"| `{method}` | {' | '.join(row)} |")
     return "\n".join(rows)
 
 
 def _to_dense(answers: dict[CellKey, dict[str, Answers]], method: str) -> str:
-    """The paired difference over all tasks, its interval by bootstrap over prompts."""
+    """The difference over all tasks."""
     if method == "dense":
         return "-"
-    pooled: tuple[dict[Any, bool], dict[Any, bool]] = {}, {}
-    for (task, *_), by_method in answers.items():
-        for into, name in zip(pooled, (method, "dense"), strict=True):
-            for (seed, index), right in by_method.get(name, {}).items():
-                into[(task, seed), index] = right
-    gap = paired_difference(*pooled)
+    gap = difference_to(answers, method)
     return "-" if gap is None else f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+
+
+def _layer(time: MethodTime) -> list[str]:
+    return [f"{time.milliseconds:.2f} ms", f"{time.speedup:.2f}"]
 
 
 def _number(value: float | None) -> str:

@@ -99,6 +99,23 @@ def test_results_are_drawn(tmp_path: Path, what: str, told: dict[str, object]) -
     assert "<svg" in picture.read_text()
 
 
+def test_answers_and_times_are_drawn_together(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    time = {"op": "peer", "method": "a_shape", "length": 4096, "together_ms": 1.0, "gpu": "H200"}
+    times = tmp_path / "times.jsonl"
+    times.write_text(
+        json.dumps(time | {"speedup": 2.0, "speedup_over": "fa3", "density": 0.1}) + "\n"
+    )
+    picture = tmp_path / "new" / "both.svg"
+    words = ["viz", "tradeoff", results(tmp_path), str(times), "--length", "4k", "--timed", "4k"]
+    done = RUNNER.invoke(app, [*words, "--placement", "end", "-o", str(picture), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"picture": str(picture), "points": {"4096": 1}}
+    assert "<svg" in picture.read_text()
+    wrong = RUNNER.invoke(app, words)
+    assert "no method has both answers and a time" in str(wrong.exception)
+
+
 def test_results_without_the_wanted_are_errors(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     source = results(tmp_path)

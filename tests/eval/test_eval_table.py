@@ -1,6 +1,7 @@
 """The benchmark behind the page's table: cells, a stop in time, packing twice, writing the page."""
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,26 @@ def test_a_page_is_written_between_its_marks(
     page.write_text("no marks\n")
     with pytest.raises(SystemExit, match="no two lines"):
         call(monkeypatch, "table", str(tmp_path / "a" / "packed.jsonl"), "--write", str(page))
+
+
+def test_times_of_the_length_stand_beside_the_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, *RUN, "--folder", str(tmp_path / "a"), "--untimed")
+    packed = str(tmp_path / "a" / "packed.jsonl")
+    times = tmp_path / "times.jsonl"
+    record = {"op": "peer", "method": "a_shape:sink=8,local=64", "length": 1024, "gpu": None}
+    record |= {"together_ms": 1.5, "speedup": 2.25, "speedup_over": "fa3", "density": 0.1}
+    times.write_text(json.dumps(record) + "\n")
+    capsys.readouterr()
+    call(monkeypatch, "table", packed, "--times", str(times))
+    head, _, dense, sparse = capsys.readouterr().out.strip().splitlines()[2:]
+    assert head.endswith("| recall | attention of a layer | speed-up |")
+    assert dense.endswith("| - | - |")
+    assert sparse.endswith("| 1.50 ms | 2.25 |")
+    times.write_text(json.dumps(record | {"length": 2048}) + "\n")
+    call(monkeypatch, "table", packed, "--times", str(times))
+    assert "speed-up" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

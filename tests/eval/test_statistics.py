@@ -2,7 +2,7 @@
 
 import pytest
 
-from minference.eval.statistics import paired_difference, scores, wilson
+from minference.eval.statistics import difference_to, paired_difference, scores, wilson
 
 
 def test_wilson_matches_a_published_value() -> None:
@@ -25,6 +25,18 @@ def test_a_loss_on_a_third_of_the_prompts_is_seen() -> None:
     assert found.mean == pytest.approx(-1 / 3)
     assert -0.55 < found.low < -1 / 3 < found.high < -0.1
     assert paired_difference({}, dense) is None
+
+
+def test_a_difference_over_cells_weighs_every_question_alike() -> None:
+    right, wrong = {(0, 0): True, (1, 0): True}, {(0, 0): False, (1, 0): True}
+    cells = {
+        ("a", 1, "end"): {"dense": right, "m": wrong},
+        ("b", 1, "end"): {"dense": right, "m": right, "other": wrong},
+    }
+    found = difference_to(cells, "m")
+    assert found is not None
+    assert (found.mean, found.questions) == (-0.25, 4)
+    assert difference_to(cells, "other", baseline="none") is None
 
 
 def test_scores_gather_densities_by_layer() -> None:

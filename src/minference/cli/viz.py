@@ -12,6 +12,7 @@ from minference.cli import subject as given
 from minference.cli.outputs import PICTURES, check_picture
 from minference.cli.progress import layer_progress
 from minference.head_patterns import HeadPatterns
+from minference.lengths import parse_length
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,6 +149,37 @@ def recall(
     points = recall_points(_records(results))
     figure = recall_figure(points, title=str(results))
     _save(figure, out, as_json, {"points": len(points)})
+
+
+@app.command()
+def tradeoff(
+    results: Results,
+    times: Annotated[
+        list[Path], typer.Argument(help="JSONL files of benchmarks/peer_times.py.", exists=True)
+    ],
+    length: str = typer.Option("32k", help="Length of the prompts that were answered."),
+    timed: str = typer.Option("32k,128k", help="Lengths of the times, comma-separated."),
+    placement: str = typer.Option("spread", help="Where the questions were: end or spread."),
+    out: Out = Path("accuracy_speed.png"),
+    as_json: given.AsJson = False,
+) -> None:
+    """Accuracy lost against the speed-up over the best dense kernel, a point a method."""
+    from minference.bench.peers import read_times
+    from minference.viz.accuracy_speed import accuracy_figure, accuracy_points
+
+    records, found = _records(results), read_times(times)
+    answered = parse_length(length)
+    panels = {
+        tokens: accuracy_points(
+            records, found, answered=answered, timed=tokens, placement=placement
+        )
+        for tokens in map(parse_length, timed.split(","))
+    }
+    gpus = sorted({time.gpu or "CPU" for time in found.values()})
+    title = f"answers at {answered >> 10}K tokens, {placement}; times on {', '.join(gpus)}"
+    figure = accuracy_figure(panels, title=title)
+    drawn = {str(tokens): len(points) for tokens, points in panels.items()}
+    _save(figure, out, as_json, {"points": drawn})
 
 
 def _records(path: Path) -> list[Record]:

@@ -135,6 +135,19 @@ def paired_difference(
     return Difference(float(sums.sum() / sizes.sum()), low, high, int(sizes.sum()))
 
 
+def difference_to(
+    answers: Mapping[CellKey, Mapping[str, Answers]], method: str, baseline: str = "dense"
+) -> Difference | None:
+    """`paired_difference` of a method over the cells of `answers_by_cell`, put together; prompts of
+    different cells are different ones."""
+    pooled: tuple[dict[Any, bool], dict[Any, bool]] = {}, {}
+    for cell, by_method in answers.items():
+        for into, name in zip(pooled, (method, baseline), strict=True):
+            for (seed, index), right in by_method.get(name, {}).items():
+                into[(cell, seed), index] = right
+    return paired_difference(*pooled)
+
+
 def _score(answers: Answers, prefills: list[Mapping[str, Any]]) -> Score:
     correct, total = sum(answers.values()), len(answers)
     low, high = wilson(correct, total)
