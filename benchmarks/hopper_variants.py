@@ -1,7 +1,7 @@
 """Builds of the Hopper kernel, timed in turns.
 
     python benchmarks/hopper_variants.py --builds ARRIVING_LANES=1 ARRIVING_LANES=32 --out FILE
-    python benchmarks/hopper_variants.py --dim 64 --builds k_stages=3,v_stages=3 k_stages=4
+    python benchmarks/hopper_variants.py --precision fp8 --builds k_stages=2,v_stages=2 k_stages=4
 
 A build is what ships with some fields of `Build` (lower case) or macros (upper case) set. One whose
 output is not that of the shipped one is reported and not timed.
@@ -21,8 +21,9 @@ from minference.bench.cases import computed_pairs, planted_index, vs1
 from minference.bench.records import Recorder
 from minference.bench.timing import measure
 from minference.lengths import parse_length
+from minference.ops.attention.fp8 import PRECISIONS
 from minference.ops.attention.hopper.compile import Build
-from minference.ops.attention.hopper.launch import ELEMENTS, sparse_attention
+from minference.ops.attention.hopper.launch import sparse_attention, tuned_build
 from minference.testing import layout_of
 
 
@@ -41,6 +42,7 @@ def main() -> None:
     given.add_argument("--dim", type=int, default=128)
     given.add_argument("--rounds", type=int, default=5)
     given.add_argument("--builds", nargs="+", default=["ARRIVING_LANES=1", "ARRIVING_LANES=32"])
+    given.add_argument("--precision", choices=PRECISIONS, default="native")
     given.add_argument("--out", type=Path, default=None)
     options = given.parse_args()
     recorder, device = Recorder(options.out), torch.device("cuda")
@@ -48,9 +50,10 @@ def main() -> None:
     qkv = shape.tensors(device)
     index = planted_index(vs1(options.length, shape.heads, 0), layout_of(qkv[0], qkv[1]))
     pairs, scale = computed_pairs(index), options.dim**-0.5
-    shipped = Build(options.dim, ELEMENTS[shape.dtype])
+    fp8 = options.precision == "fp8"
+    shipped = tuned_build(options.dim, shape.dtype, fp8=fp8)
     builds = {name: changed(shipped, name) for name in options.builds}
-    attend = partial(sparse_attention, *qkv, index, scale=scale)
+    attend = partial(sparse_attention, *qkv, index, scale=scale, fp8=fp8)
     expected, _ = attend()
     good, times = [], {name: [] for name in builds}
     for name, build in builds.items():
@@ -65,7 +68,7 @@ def main() -> None:
     for name in good:
         ms = sorted(times[name])[len(times[name]) // 2]
         record = {"op": "hopper_variant", "variant": name, "case": "vs1-seed0"}
-        record |= shape.to_dict()
+        record |= {"precision": options.precision, **shape.to_dict()}
         record |= {"ms_p50": ms, "ms_rounds": times[name]}
         recorder.write(record | {"tflops": round(4 * options.dim * pairs / ms / 1e9, 1)})
         print(f"{name}: {ms} ms, {4 * options.dim * pairs / ms / 1e9:.1f} TFLOP/s, {times[name]}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from minference.errors import UnsupportedError
 from minference.index import WHOLE, Ragged, SparseIndex, pack_bits
 from minference.ops.attention import hopper
-from minference.ops.attention.hopper.compile import Build
+from minference.ops.attention.fp8 import E4M3, rounded_qkv
+from minference.ops.attention.hopper.launch import tuned_build
 from minference.ops.attention.hopper.tensor_map import describable
 
 SHARED_LIMIT = 232448
@@ -119,7 +122,7 @@ SHAPES = [
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, E4M3])
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("shared_lists", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads", "q_len", "kv_len", "pads"), SHAPES)
@@ -139,22 +142,26 @@ def test_hopper_matches_masked_softmax(
         pytest.skip(reason)
     batch = len(pads)
     index = random_index(kv_heads if shared_lists else heads, q_len, kv_len, pads, device)
-    q = torch.randn(batch, q_len, heads, dim, device=device, dtype=dtype).transpose(1, 2)
-    k = torch.randn(batch, kv_heads, kv_len, dim, device=device, dtype=dtype)
-    v = torch.randn(batch, kv_len, kv_heads, dim, device=device, dtype=dtype).transpose(1, 2)
+    fp8, given = dtype == E4M3, {"device": device, "dtype": dtype}
+    if fp8:
+        given["dtype"] = torch.bfloat16
+    q = torch.randn(batch, q_len, heads, dim, **given).transpose(1, 2)
+    k = torch.randn(batch, kv_heads, kv_len, dim, **given)
+    v = torch.randn(batch, kv_len, kv_heads, dim, **given).transpose(1, 2)
+    rounded = rounded_qkv(q, k, v, index) if fp8 else (q, k, v)
     mask = index.to_dense_mask()
     for softcap in (0.0, 20.0):
-        expected, expected_lse = oracle(q, k, v, mask, dim**-0.5, softcap)
-        out, lse = hopper.sparse_attention(
-            q, k, v, index, scale=dim**-0.5, softcap=softcap, return_lse=True
-        )
-        again, none = hopper.sparse_attention(q, k, v, index, scale=dim**-0.5, softcap=softcap)
+        expected, expected_lse = oracle(*rounded, mask, dim**-0.5, softcap)
+        options = {"scale": dim**-0.5, "softcap": softcap, "fp8": fp8}
+        out, lse = hopper.sparse_attention(q, k, v, index, return_lse=True, **options)
+        again, none = hopper.sparse_attention(q, k, v, index, **options)
         assert none is None
         assert torch.equal(out, again)
         assert lse is not None
         torch.testing.assert_close(lse, expected_lse, atol=2e-3, rtol=1e-3)
         error = (out.float() - expected).norm() / expected.norm()
-        assert error < (4e-3 if dtype == torch.bfloat16 else 1e-3)
+        # in e4m3 the weights are rounded, which the oracle's are not
+        assert error < {torch.bfloat16: 4e-3, torch.float16: 1e-3, E4M3: 4e-2}[dtype]
         assert not out[torch.isneginf(expected_lse)].any()
 
 
@@ -165,12 +172,14 @@ def test_hopper_refuses_other_devices() -> None:
         hopper.sparse_attention(q, q, q, index, scale=0.125)
 
 
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_block_fits_in_shared_memory(head_dim: int) -> None:
-    build = Build(head_dim, "bf16")
+def test_block_fits_in_shared_memory(head_dim: int, fp8: bool) -> None:
+    build = tuned_build(head_dim, torch.float16, fp8=fp8)
     assert build.shared_bytes <= SHARED_LIMIT
     assert f"-DHEAD_DIM={head_dim}" in build.options()
-    assert '-DELEMENT="bf16"' in build.options()
+    assert f'-DELEMENT="{"e4m3" if fp8 else "f16"}"' in build.options()
+    assert '-DOUTPUT="f16"' in build.options()
 
 
 def test_describable_asks_for_aligned_strides() -> None:
@@ -182,14 +191,17 @@ def test_describable_asks_for_aligned_strides() -> None:
     assert not describable(torch.zeros(2, 4, 300, 68, dtype=torch.bfloat16)[..., :64][..., 4:])
 
 
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_kernel_compiles(head_dim: int, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
+def test_kernel_compiles(
+    head_dim: int, fp8: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from minference.ops.attention.hopper.compile import compile_source, why_not_compile
 
     if reason := why_not_compile():
         pytest.skip(reason)
     monkeypatch.setenv("MINFERENCE_CACHE", str(tmp_path))
-    options = Build(head_dim, "bf16", softcap=True).options()
+    options = tuned_build(head_dim, torch.bfloat16, softcap=True, fp8=fp8).options()
     code = compile_source("attention.cu", options)
     assert code[:4] == b"\x7fELF"
     assert [path.read_bytes() for path in (tmp_path / "hopper").iterdir()] == [code]
@@ -202,5 +214,5 @@ def test_params_have_the_size_of_their_struct() -> None:
     q, k = torch.zeros(1, 4, 64, 64), torch.zeros(1, 2, 64, 64)
     index = random_index(4, 64, 64, ((0, 0),), torch.device("cpu"))
     params = _params(q, k, index, torch.zeros(1), q, None, 0.125, 0.0)
-    pointers_and_sizes, floats = 3 * 4 + 9 + 9, 2
+    pointers_and_sizes, floats = 3 * 4 + 13 + 9, 2
     assert len(params) == 8 * pointers_and_sizes + 4 * floats

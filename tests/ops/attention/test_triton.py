@@ -129,12 +129,14 @@ def test_each_head_has_its_fp8_scales(device: torch.device) -> None:
     torch.testing.assert_close(again[1], lse)
 
 
-def test_values_turn(device: torch.device) -> None:
+def test_values_turn_as_a_whole_or_by_blocks(device: torch.device) -> None:
     _, _, v = random_qkv(1, 2, 150, batch=2, dim=32, device=device)
     layout = layout_of(v, v, left_padding=(37, 0), right_padding=(0, 20))
     bounds = (layout.first, layout.stop, 0)
     whole = quantise(v, *bounds, anchored=True, turned=True)
     assert whole.data.shape == (2, 2, 32, 192)
+    blocks = quantise(v, *bounds, anchored=True, blocked=True)
+    assert torch.equal(blocks.data.float().transpose(2, 3).flatten(3), whole.data.float())
     # 16 keys lie as 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15
     order = torch.tensor([0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15], device=device)
     rows = torch.arange(0, 192, 16, device=device)[:, None] + order
@@ -207,11 +209,11 @@ def test_runs_do_not_differ(dim: int, precision: str) -> None:
 
 
 @pytest.mark.gpu
-def test_fp8_by_default_is_triton_and_hopper_refuses_it() -> None:
+def test_fp8_at_other_head_dims_is_triton_and_hopper_refuses_it() -> None:
     device = torch.device("cuda")
     if torch.cuda.get_device_capability(device) != (9, 0):
         pytest.skip("needs a GPU of compute capability 9.0")
-    q, k, v = random_qkv(4, 2, 70, dim=128, dtype=torch.bfloat16, device=device)
+    q, k, v = random_qkv(4, 2, 70, dim=96, dtype=torch.bfloat16, device=device)
     index = mixed_index(layout_of(q, k), 4)
     out = sparse_attention(q, k, v, index, precision="fp8")
     assert torch.equal(out, sparse_attention(q, k, v, index, precision="fp8", impl="triton"))

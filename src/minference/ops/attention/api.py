@@ -161,7 +161,7 @@ def _sparse_attention(
             from minference.ops.attention import hopper
 
             out, lse = hopper.sparse_attention(
-                q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse
+                q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse, fp8=fp8
             )
     return out, q.new_empty(0, dtype=torch.float32) if lse is None or not need_lse else lse
 

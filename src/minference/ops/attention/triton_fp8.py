@@ -80,8 +80,8 @@ def _scaled(x, scale):
 
 @triton.jit(do_not_specialize=["begin", "rows", "out_rows", "parts", "heads"])
 def _quantise(
-    x_ptr, out_ptr, parts_ptr, scale_ptr, first_ptr, stop_ptr, steps, out_steps, begin, rows,
-    out_rows, parts, heads, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    x_ptr, out_ptr, parts_ptr, scale_ptr, first_ptr, stop_ptr, steps, out_steps, tile_step, begin,
+    rows, out_rows, parts, heads, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     SEARCH: tl.constexpr, ANCHORED: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(1)
@@ -99,7 +99,8 @@ def _quantise(
     first = tl.load(first_ptr + b)
     low = tl.maximum(first - begin, 0)
     high = tl.minimum(tl.load(stop_ptr + b) - begin, rows)
-    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    within = tl.arange(0, ROWS)
+    place = tl.program_id(0) * ROWS + within
     row = place
     if TURNED:
         row = value_key(place)
@@ -111,7 +112,8 @@ def _quantise(
     y = _scaled(tl.load(x_ptr + at, mask=known, other=0.0), scale)  # [ROWS, BLOCK_D]
     to = out_ptr + b * out_steps[0] + head * out_steps[1]
     if TURNED:
-        to += column.to(tl.int64)[:, None] * out_steps[2] + place[None, :]
+        to += tl.program_id(0).to(tl.int64) * tile_step
+        to += column.to(tl.int64)[:, None] * out_steps[2] + within[None, :]
         # out_rows is a multiple of ROWS
         tl.store(to, y.T, mask=(column < D)[:, None])
     else:
@@ -127,6 +129,7 @@ def quantise(
     *,
     anchored: bool = False,
     turned: bool = False,
+    blocked: bool = False,
 ) -> Quantised:
     """x in e4m3 with one scale a head; rows that are padding are 0 and count for nothing.
 
@@ -137,13 +140,16 @@ def quantise(
         begin: place of x's first row.
         anchored: whether row 0 of the result is the first real row instead of x's first.
         turned: as values: [B, H, D, rows], rows in the order of `value_key`.
+        blocked: turned block by block of 64 rows: [B, H, blocks, D, 64].
     """
     batch, heads, rows, dim = x.shape
     part_rows = max(ROWS * 4, triton.next_power_of_2(triton.cdiv(rows, PARTS)))
     parts = triton.cdiv(rows, part_rows)
-    out_rows = triton.cdiv(rows, ALIGNED) * ALIGNED if turned else rows
+    out_rows = triton.cdiv(rows, ALIGNED) * ALIGNED if turned or blocked else rows
     own = (dim, out_rows) if turned else (out_rows, dim)
+    own = (out_rows // ROWS, dim, ROWS) if blocked else own
     data = torch.empty((batch, heads, *own), dtype=E4M3, device=x.device)
+    out_steps = (*data.stride()[:2], data.stride(-2))
     largest = x.new_empty(batch, heads, parts, dtype=torch.float32)
     scale = x.new_empty(batch, heads, dtype=torch.float32)
     fixed = {"D": dim, "BLOCK_D": padded_dim(dim), "ROWS": ROWS}
@@ -152,8 +158,8 @@ def quantise(
         x, largest, *bounds, begin, rows, part_rows, heads, **fixed
     )  # fmt: skip
     _quantise[(triton.cdiv(out_rows, ROWS), batch * heads)](
-        x, data, largest, scale, *bounds, data.stride()[:3], begin, rows, out_rows, parts, heads,
-        SEARCH=PARTS, ANCHORED=anchored, TURNED=turned, **fixed,
+        x, data, largest, scale, *bounds, out_steps, dim * ROWS if blocked else ROWS, begin, rows,
+        out_rows, parts, heads, SEARCH=PARTS, ANCHORED=anchored, TURNED=turned or blocked, **fixed,
     )  # fmt: skip
     return Quantised(data, scale)
 
@@ -249,13 +255,15 @@ def quantised_inputs(
     k: Float[Tensor, "B Hkv N D"],
     v: Float[Tensor, "B Hkv N D"],
     index: SparseIndex,
+    *,
+    blocked: bool = False,
 ) -> Inputs:
-    """q, k, v and the rows of the index's columns in e4m3; values turned."""
+    """q, k, v and the rows of the index's columns in e4m3; values turned, or turned by blocks."""
     bounds = (index.first, index.stop)
     made = (
         quantise(q, *bounds, index.kv_len - index.q_len),
         quantise(k, *bounds, 0, anchored=True),
-        quantise(v, *bounds, 0, anchored=True, turned=True),
+        quantise(v, *bounds, 0, anchored=True, turned=not blocked, blocked=blocked),
     )
     data, scales = zip(*made, strict=True)
     return Inputs(*data, scales, *pack_columns(k, v, *scales[1:], index))

@@ -29,7 +29,10 @@ class Build:
 
     head_dim: int
     element: str
+    """bf16, f16 or e4m3."""
     softcap: bool = False
+    output: str = "bf16"
+    """What e4m3 writes; others write what they read."""
     k_stages: int = 2
     v_stages: int = 2
     q_tiles: int = 2
@@ -42,6 +45,8 @@ class Build:
         macros = {
             "HEAD_DIM": self.head_dim,
             "ELEMENT": f'"{self.element}"',
+            "OUTPUT": f'"{self.output if self.element == "e4m3" else self.element}"',
+            "FP8": int(self.element == "e4m3"),
             "SOFTCAP": int(self.softcap),
             "KEY_STAGES": self.k_stages,
             "VALUE_STAGES": self.v_stages,
@@ -55,7 +60,7 @@ class Build:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block: Q, K and V tiles, key positions, barriers."""
-        tile = 128 * self.head_dim * 2
+        tile = 128 * self.head_dim * (1 if self.element == "e4m3" else 2)
         return (self.q_tiles + self.k_stages + self.v_stages) * tile + self.k_stages * 1024 + 2048
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import struct
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from minference.errors import UnsupportedError
 from minference.index import TILE, Ragged, SparseIndex
+from minference.ops.attention.fp8 import E4M3
 from minference.ops.attention.hopper.compile import (
     Build,
     attention_kernel,
@@ -22,7 +24,9 @@ from minference.ops.attention.hopper.compile import (
 from minference.ops.attention.hopper.tensor_map import describable, tensor_map
 
 HEAD_DIMS = (64, 128)
-ELEMENTS = {torch.bfloat16: "bf16", torch.float16: "f16"}
+ELEMENTS = {torch.bfloat16: "bf16", torch.float16: "f16", E4M3: "e4m3"}
+FP8_STAGES = 4
+"""Stages of keys and of values: half the bytes, so twice as many."""
 THREADS = 384
 PACK_THREADS = 256
 
@@ -32,7 +36,9 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
         return "it needs a GPU of compute capability 9.0 (H100, H200)"
     if dtype not in ELEMENTS:
-        return f"it computes in bfloat16 and float16, got {dtype}"
+        return f"it computes in bfloat16, float16 and e4m3, got {dtype}"
+    if dtype == E4M3 and importlib.util.find_spec("triton") is None:
+        return "fp8 inputs are quantised by Triton, which is not installed"
     if head_dim not in HEAD_DIMS:
         return f"it is made for head dimensions {HEAD_DIMS}, got {head_dim}"
     return _why_not_compile()
@@ -57,38 +63,82 @@ def sparse_attention(
     scale: float,
     softcap: float = 0.0,
     return_lse: bool = False,
+    fp8: bool = False,
     build: Build | None = None,
 ) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"] | None]:
     """Attention over the index's keys and, if asked for, its log-sum-exp (natural logarithm).
 
-    Padding rows give 0 and -inf. The column lists of an index must not overlap in memory. `build`
-    replaces the tuned variant, for benchmarks.
+    Padding rows give 0 and -inf. The column lists of an index must not overlap in memory. With
+    fp8 the kernel multiplies e4m3, a scale a head. `build` replaces the tuned variant, for
+    benchmarks.
 
     Raises:
         UnsupportedError: a GPU, dtype, head dimension or scale that the kernel is not made for.
     """
     batch, heads, q_len, dim = q.shape
-    reason = why_not(q.device, q.dtype, dim)
+    reason = why_not(q.device, E4M3 if fp8 else q.dtype, dim)
     if reason is None and scale <= 0:
         reason = f"it needs a positive scale, got {scale}"
     if reason:
         raise UnsupportedError(f"the Hopper kernel cannot run: {reason}; use impl='triton'")
-    q, k, v = (x if describable(x) else x.contiguous() for x in (q, k, v))
-    out = torch.empty((batch, heads, q_len, dim), dtype=q.dtype, device=q.device)
+    if not fp8:
+        q, k, v = (x if describable(x) else x.contiguous() for x in (q, k, v))
+    dtype = q.dtype if q.dtype in ELEMENTS else torch.bfloat16
+    out = torch.empty((batch, heads, q_len, dim), dtype=dtype, device=q.device)
     lse = torch.empty((batch, heads, q_len), device=q.device) if return_lse else None
     if not out.numel():
         return out, lse
-    build = build or Build(dim, ELEMENTS[q.dtype], softcap=softcap != 0)
+    build = build or tuned_build(dim, dtype, softcap=softcap != 0, fp8=fp8)
     device = out.device.index
     counter = torch.zeros(1, dtype=torch.int32, device=q.device)
     with torch.cuda.device(device):
         kernel = attention_kernel(build, device)
-        columns = _pack_columns(k, v, index)
-        maps = [tensor_map(q, TILE), *(tensor_map(x, 64) for x in (k, v, *columns))]
-        params = _params(q, k, index, counter, out, lse, scale, softcap)
+        if fp8:
+            maps, scaled = _quantised(q, k, v, index)
+        else:
+            columns = _pack_columns(k, v, index)
+            maps = [tensor_map(q, TILE), *(tensor_map(x, 64) for x in (k, v, *columns))]
+            scaled = ()
+        params = _params(q, k, index, counter, out, lse, scale, softcap, scaled)
         grid = min(_multiprocessors(device), batch * heads * _tiles(q_len))
         _launch(kernel, (grid, 1), THREADS, build.shared_bytes, [*maps, params])
-    return out, lse
+    return out.to(q.dtype), lse
+
+
+def tuned_build(
+    head_dim: int, dtype: torch.dtype, *, softcap: bool = False, fp8: bool = False
+) -> Build:
+    """The variant for inputs, and outputs, of a dtype; with fp8 they are quantised."""
+    if not fp8:
+        return Build(head_dim, ELEMENTS[dtype], softcap=softcap)
+    return Build(
+        head_dim,
+        "e4m3",
+        softcap=softcap,
+        output=ELEMENTS[dtype],
+        k_stages=FP8_STAGES,
+        v_stages=FP8_STAGES,
+    )
+
+
+def _quantised(
+    q: Tensor, k: Tensor, v: Tensor, index: SparseIndex
+) -> tuple[list[bytes], tuple[Tensor, ...]]:
+    """Tensor maps of e4m3 inputs, and the tensors that the kernel reads beside: their scales,
+    where the columns of each list begin, and what the maps point to."""
+    from minference.ops.attention.triton_fp8 import quantised_inputs
+
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    made = quantised_inputs(q, k, v, index, blocked=True)
+    dim, values = q.shape[-1], made.v.flatten(0, 1)
+    maps = [
+        tensor_map(made.q, TILE, dim),
+        tensor_map(made.k, 64, dim),
+        tensor_map(values, dim),
+        tensor_map(made.packed_k, 64, dim),
+        tensor_map(made.packed_v, dim),
+    ]
+    return maps, (*made.scales, made.place, made.q, made.k, values, made.packed_k, made.packed_v)
 
 
 def _tiles(q_len: int) -> int:
@@ -105,16 +155,18 @@ def _params(
     lse: Tensor | None,
     scale: float,
     softcap: float,
+    scaled: tuple[Tensor, ...] = (),
 ) -> bytes:
     """The struct Params of params.cuh, field by field."""
     lists = [_list_words(x) for x in (index.offsets, index.blocks, index.columns)]
     tensors = [index.offset_bits, index.group_tiles, index.window, index.sink]
     tensors += [index.first, index.stop]
     return struct.pack(
-        "21Q9q2f",
+        "25Q9q2f",
         *(word for words in lists for word in words),
         *(_contiguous(x).data_ptr() for x in tensors),
         counter.data_ptr(),
+        *((x.data_ptr() for x in scaled[:4]) if scaled else (0,) * 4),
         out.data_ptr(),
         0 if lse is None else lse.data_ptr(),
         *index.offset_bits.shape[2:],

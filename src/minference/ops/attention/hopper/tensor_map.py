@@ -1,4 +1,4 @@
-"""TMA descriptors: how the copy engine finds boxes of 64 x 64 elements in a strided tensor."""
+"""TMA descriptors: how the copy engine finds boxes of rows in a strided tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from minference.ops.attention.hopper.compile import checked
 
 MAP_BYTES = 128
-CHUNK = 64  # elements of 2 bytes in a row of 128 swizzled bytes
 
 
 def describable(x: torch.Tensor) -> bool:
@@ -24,8 +23,9 @@ def describable(x: torch.Tensor) -> bool:
     return x.stride(-1) == 1 and wide and x.data_ptr() % 16 == 0
 
 
-def tensor_map(x: torch.Tensor, rows: int) -> bytes:
-    """Descriptor of `x` [..., rows, D] for boxes of `rows` rows and 64 columns, 128-byte swizzle.
+def tensor_map(x: torch.Tensor, rows: int, columns: int = 64) -> bytes:
+    """Descriptor of `x` [..., rows, D] for boxes of `rows` rows and of so many columns, swizzled
+    over their 64 or 128 bytes.
 
     Rows outside the tensor read as zeros.
     """
@@ -35,12 +35,16 @@ def tensor_map(x: torch.Tensor, rows: int) -> bytes:
         stride * x.element_size() if size > 1 else 16
         for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True)
     ]
-    return _encode(x.data_ptr(), x.dtype, shape, tuple(reversed(strides)), rows)
+    return _encode(x.data_ptr(), x.dtype, shape, tuple(reversed(strides)), (columns, rows))
 
 
 @functools.lru_cache(maxsize=1024)
 def _encode(
-    pointer: int, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...], rows: int
+    pointer: int,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    corner: tuple[int, int],
 ) -> bytes:
     from cuda.bindings import driver
 
@@ -48,9 +52,15 @@ def _encode(
     kind = {
         torch.bfloat16: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         torch.float16: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        torch.float8_e4m3fn: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8,
     }[dtype]
+    swizzles = driver.CUtensorMapSwizzle
+    swizzle = {
+        64: swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
+        128: swizzles.CU_TENSOR_MAP_SWIZZLE_128B,
+    }[corner[0] * dtype.itemsize]
     rank = len(shape)
-    box = [CHUNK, rows] + [1] * (rank - 2)
+    box = [*corner] + [1] * (rank - 2)
     result: Any = checked(
         driver.cuTensorMapEncodeTiled(
             kind,
@@ -61,7 +71,7 @@ def _encode(
             [driver.cuuint32_t(x) for x in box],
             [driver.cuuint32_t(1)] * rank,
             driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            swizzle,
             driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         ),

@@ -2,8 +2,14 @@
 #pragma once
 #include "layout.cuh"
 
-#ifndef GROWTH
-#define GROWTH 8.f
+// Weights are multiplied by 2^RAISE and the row's largest one may have grown by 2^GROWTH before they
+// follow: together at most 2^8 in e4m3, which ends at 448.
+#if FP8
+constexpr float GROWTH = 4.f, RAISE = 4.f;
+constexpr int WEIGHT_WORDS = 16;
+#else
+constexpr float GROWTH = 8.f, RAISE = 0.f;
+constexpr int WEIGHT_WORDS = 32;
 #endif
 
 struct Consumer {
@@ -14,6 +20,7 @@ struct Consumer {
     Ring<V_STAGES> v_ring;
     Ring<Q_TILES> q_ring;
     float factor; // scores to exponents of 2
+    float unit, value_unit; // scale of the products and of the values of this tile's head; 1 but in e4m3
 
     // A row pair of this thread: rows r and r + 8 of the tile.
     struct Rows {
@@ -32,28 +39,38 @@ struct Consumer {
     __device__ __forceinline__ void scores(float (&s)[64], u32 q, int slot) {
         u32 k = shared_address(shared.k[slot]);
 #pragma unroll
-        for (int i = 0; i < D / 16; ++i) {
-            u32 at = i / 4 * CHUNK_BYTES + i % 4 * 32;
+        for (int i = 0; i < D * ELEMENT_BYTES / 32; ++i) {
+            u32 at = i / (ROW_BYTES / 32) * CHUNK_BYTES + i % (ROW_BYTES / 32) * 32;
+            u64 rows = operand<ROW_BYTES>(q + at, 16), keys = operand<ROW_BYTES>(k + at, 16);
             if (i == 0)
-                wgmma_scores<false>(s, operand(q + at, 16), operand(k + at, 16));
+                wgmma_scores<false>(s, rows, keys);
             else
-                wgmma_scores<true>(s, operand(q + at, 16), operand(k + at, 16));
+                wgmma_scores<true>(s, rows, keys);
         }
         wgmma_commit();
     }
 
-    __device__ __forceinline__ void values(float (&o)[D / 2], const u32 (&w)[32], int slot) {
+    // Added to o; in e4m3 they replace it, as the tensor cores' own sums keep some 14 bits only.
+    __device__ __forceinline__ void values(float (&o)[D / 2], const u32 (&w)[WEIGHT_WORDS],
+                                           int slot) {
         u32 v = shared_address(shared.v[slot]);
+#if FP8
+        wgmma_values<false>(o, w, operand<64>(v, 16));
+        wgmma_values<true>(o, w + 4, operand<64>(v + 32, 16));
+        wgmma_values<true>(o, w + 8, operand<64>(v + TURNED_BYTES, 16));
+        wgmma_values<true>(o, w + 12, operand<64>(v + TURNED_BYTES + 32, 16));
+#else
 #pragma unroll
         for (int i = 0; i < STAGE_KEYS / 16; ++i)
-            wgmma_values(o, w + 4 * i, operand(v + i * 2048, CHUNK_BYTES));
+            wgmma_values<true>(o, w + 4 * i, operand<128>(v + i * 2048, CHUNK_BYTES));
+#endif
         wgmma_commit();
     }
 
     __device__ __forceinline__ void cap(float (&s)[64]) {
 #if SOFTCAP
         // tanh through exp2: the approximate instruction is too coarse for logits
-        float inner = 2.f * 1.4426950408889634f * p.scale / p.softcap;
+        float inner = 2.f * 1.4426950408889634f * p.scale * unit / p.softcap;
 #pragma unroll
         for (int i = 0; i < 64; ++i) s[i] = 1.f - 2.f * reciprocal(1.f + exp2_fast(s[i] * inner));
 #endif
@@ -126,7 +143,7 @@ struct Consumer {
             }
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            float shift = rows.top[r] * factor;
+            float shift = rows.top[r] * factor - RAISE;
             float sum[2] = {rows.sum[r], 0.f};
 #pragma unroll
             for (int n = 0; n < 16; ++n)
@@ -141,9 +158,18 @@ struct Consumer {
         return rescale;
     }
 
-    __device__ __forceinline__ void pack_weights(const float (&s)[64], u32 (&w)[32]) {
+    __device__ __forceinline__ void pack_weights(const float (&s)[64], u32 (&w)[WEIGHT_WORDS]) {
+#if FP8
+        // the values lie in the order in which a thread holds its weights of 16 keys
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            const float* x = s + i / 2 * 8 + i % 2 * 2;
+            w[i] = pack_e4m3(x[0], x[1], x[4], x[5]);
+        }
+#else
 #pragma unroll
         for (int i = 0; i < 32; ++i) w[i] = pack(s[2 * i], s[2 * i + 1]);
+#endif
     }
 
     // Lane l of a quad gathers 8 neighbouring columns of group 4 m + l, to write 16 bytes at once.
@@ -178,7 +204,7 @@ struct Consumer {
             int row = position - query_start;
             bool real = position >= 0 && position < stop && sum > 0.f;
             bool inside = row >= 0 && row < queries;
-            float inverse = real ? 1.f / sum : 0.f;
+            float inverse = real ? value_unit / sum : 0.f;
             u16* out = p.out + (head * queries + row) * D + lane % 4 * 8;
 #pragma unroll
             for (int m = 0; m < D / 32; ++m) {
@@ -193,9 +219,27 @@ struct Consumer {
             }
             if (p.lse && inside && lane % 4 == 0)
                 p.lse[head * queries + row] =
-                    real ? (rows.top[r] * factor + log2_fast(sum)) * 0.6931471805599453f
+                    real ? (rows.top[r] * factor - RAISE + log2_fast(sum)) * 0.6931471805599453f
                          : __int_as_float(HIDDEN);
         }
+    }
+
+    __device__ __forceinline__ void add_part(float (&o)[D / 2], const float (&part)[D / 2]) {
+#if FP8
+#pragma unroll
+        for (int i = 0; i < D / 2; ++i) o[i] += part[i];
+#endif
+    }
+
+    __device__ __forceinline__ void set_units(const Item& item) {
+        unit = value_unit = 1.f;
+#if FP8
+        i64 head = item.batch * p.heads + item.head;
+        i64 kv_head = item.batch * p.kv_heads + item.head * p.kv_heads / p.heads;
+        unit = __ldg(p.q_scale + head) * __ldg(p.k_scale + kv_head);
+        value_unit = __ldg(p.v_scale + kv_head);
+#endif
+        factor = (SOFTCAP ? p.softcap : p.scale * unit) * 1.4426950408889634f;
     }
 
     __device__ __forceinline__ bool attend() {
@@ -207,8 +251,15 @@ struct Consumer {
         int window = __ldg(p.window + list_head), sink = __ldg(p.sink + list_head);
         int row = TILE * item.tile + 64 * half + 16 * warp + lane / 4;
 
+        set_units(item);
+
         float s[64], o[D / 2];
-        u32 w[32];
+#if FP8
+        float part[D / 2]; // of one stage
+#else
+        float(&part)[D / 2] = o;
+#endif
+        u32 w[WEIGHT_WORDS];
         // finite, so that a row without keys yet needs no special case
         Rows rows = {{-1e30f, -1e30f}, {0.f, 0.f}};
         float decay[2];
@@ -233,13 +284,13 @@ struct Consumer {
             barrier_wait(shared_address(&shared.k_full[k_ring.slot]), k_ring.parity);
             flags = shared.flags[k_ring.slot];
             pin(s);
-            pin(o);
+            pin(part);
             my_turn();
             wgmma_fence();
             scores(s, q, k_ring.slot);
             barrier_wait(shared_address(&shared.v_full[v_ring.slot]), v_ring.parity);
             wgmma_fence();
-            values(o, w, v_ring.slot);
+            values(part, w, v_ring.slot);
             your_turn();
             wgmma_wait<1>();
             pin(s);
@@ -249,10 +300,11 @@ struct Consumer {
             k_ring.advance();
             bool rescale = softmax(s, rows, decay);
             wgmma_wait<0>();
-            pin(o);
+            pin(part);
             release(shared.v_empty[v_ring.slot]);
             v_ring.advance();
             pack_weights(s, w);
+            add_part(o, part);
             if (rescale)
 #pragma unroll
                 for (int i = 0; i < D / 2; ++i) o[i] *= decay[i >> 1 & 1];
@@ -261,11 +313,12 @@ struct Consumer {
         q_ring.advance();
 
         barrier_wait(shared_address(&shared.v_full[v_ring.slot]), v_ring.parity);
-        pin(o);
+        pin(part);
         wgmma_fence();
-        values(o, w, v_ring.slot);
+        values(part, w, v_ring.slot);
         wgmma_wait<0>();
-        pin(o);
+        pin(part);
+        add_part(o, part);
         release(shared.v_empty[v_ring.slot]);
         v_ring.advance();
         store(o, rows, item);
@@ -273,7 +326,6 @@ struct Consumer {
     }
 
     __device__ __forceinline__ void run() {
-        factor = (SOFTCAP ? p.softcap : p.scale) * 1.4426950408889634f;
         if (half == 1) your_turn();
         while (attend()) {
         }

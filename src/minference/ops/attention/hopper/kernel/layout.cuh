@@ -6,9 +6,14 @@ constexpr int D = HEAD_DIM;
 constexpr int TILE = 128;
 constexpr int BLOCK = 64;
 constexpr int STAGE_KEYS = 2 * BLOCK;
-constexpr int CHUNKS = D / 64;
-constexpr int CHUNK_BYTES = STAGE_KEYS * 128;
+// a chunk holds rows of as many bytes as are swizzled together
+constexpr int ROW_BYTES = D * ELEMENT_BYTES < 128 ? D * ELEMENT_BYTES : 128;
+constexpr int ROW_ELEMENTS = ROW_BYTES / ELEMENT_BYTES;
+constexpr int CHUNKS = D / ROW_ELEMENTS;
+constexpr int CHUNK_BYTES = STAGE_KEYS * ROW_BYTES;
 constexpr int STAGE_BYTES = CHUNKS * CHUNK_BYTES;
+// e4m3 values of a stage: two blocks of D rows of 64 keys, in the order of triton_fp8.py
+constexpr int TURNED_BYTES = STAGE_BYTES / 2;
 constexpr int K_STAGES = KEY_STAGES;
 constexpr int V_STAGES = VALUE_STAGES;
 constexpr int Q_TILES = Q_BUFFERS;

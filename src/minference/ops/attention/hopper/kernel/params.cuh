@@ -1,6 +1,11 @@
 // What launches pass by value; launch.py packs the same fields in the same order.
 #pragma once
 
+#ifndef FP8
+#define FP8 0
+#endif
+constexpr int ELEMENT_BYTES = FP8 ? 1 : 2;
+
 using u16 = unsigned short;
 using u32 = unsigned int;
 using u64 = unsigned long long;
@@ -22,6 +27,9 @@ struct Params {
     const u32* bits;
     const int *group_tiles, *window, *sink, *first, *stop;
     int* next_item;
+    // e4m3 only: a scale a head, and where the packed columns of each list begin
+    const float *q_scale, *k_scale, *v_scale;
+    const int* column_place;
     u16* out;
     float* lse;
     i64 bit_groups, bit_words;

@@ -26,7 +26,8 @@ struct Producer {
     Ring<Q_TILES> q_ring;
 
     // the tile at work
-    int tile, batch, kv_head, first, window, sink;
+    int tile, batch, kv_head, window, sink;
+    int origin; // row of the first real key
     const u32* bits;
     int n_bits;
     Stage waiting;
@@ -44,13 +45,27 @@ struct Producer {
         for (int c = 0; c < CHUNKS; ++c) {
             u32 at = to + c * CHUNK_BYTES;
             if (kind == BLOCKS) {
-                load_4d(at, blocks, bar, 64 * c, first + (a >> 2) * BLOCK, kv_head, batch);
-                load_4d(at + CHUNK_BYTES / 2, blocks, bar, 64 * c, first + (b >> 2) * BLOCK,
-                        kv_head, batch);
+                load_4d(at, blocks, bar, ROW_ELEMENTS * c, origin + (a >> 2) * BLOCK, kv_head,
+                        batch);
+                load_4d(at + CHUNK_BYTES / 2, blocks, bar, ROW_ELEMENTS * c,
+                        origin + (b >> 2) * BLOCK, kv_head, batch);
             } else {
-                load_2d(at, columns, bar, 64 * c, a);
-                load_2d(at + CHUNK_BYTES / 2, columns, bar, 64 * c, a + BLOCK);
+                load_2d(at, columns, bar, ROW_ELEMENTS * c, a);
+                load_2d(at + CHUNK_BYTES / 2, columns, bar, ROW_ELEMENTS * c, a + BLOCK);
             }
+        }
+    }
+
+    // e4m3 values: [keys, D, block, head] of blocks, [keys, D] of packed columns
+    __device__ __forceinline__ void load_turned(u32 to, u32 bar, int kind, int a, int b) {
+        barrier_expect(bar, STAGE_BYTES);
+        if (kind == BLOCKS) {
+            int head = batch * static_cast<int>(p.kv_heads) + kv_head;
+            load_4d(to, maps.v, bar, 0, 0, a >> 2, head);
+            load_4d(to + TURNED_BYTES, maps.v, bar, 0, 0, b >> 2, head);
+        } else {
+            load_2d(to, maps.column_v, bar, a, 0);
+            load_2d(to + TURNED_BYTES, maps.column_v, bar, a + BLOCK, 0);
         }
     }
 
@@ -63,11 +78,15 @@ struct Producer {
         if (v_kind == NOTHING) return;
         int slot = v_ring.slot;
         barrier_wait(shared_address(&shared.v_empty[slot]), v_ring.parity ^ 1);
-        if (elect_one())
-            load(maps.v, maps.column_v, shared_address(shared.v[slot]),
-                 shared_address(&shared.v_full[slot]), v_kind, v_a, v_b);
-        else
+        if (elect_one()) {
+            u32 to = shared_address(shared.v[slot]), bar = shared_address(&shared.v_full[slot]);
+            if (FP8)
+                load_turned(to, bar, v_kind, v_a, v_b);
+            else
+                load(maps.v, maps.column_v, to, bar, v_kind, v_a, v_b);
+        } else {
             arrive_too(shared.v_full[slot]);
+        }
         v_ring.advance();
         v_kind = NOTHING;
     }
@@ -214,7 +233,8 @@ struct Producer {
         if (spare >= 0) push_blocks(spare, spare & ~3);
         if (n_columns) {
             i64 start = __ldg(p.columns.start + h * p.columns.groups);
-            walk_columns(p.columns.values + start, static_cast<int>(start), n_columns);
+            int row = FP8 ? __ldg(p.column_place + h) : static_cast<int>(start);
+            walk_columns(p.columns.values + start, row, n_columns);
         }
     }
 
@@ -228,8 +248,8 @@ struct Producer {
             barrier_expect(bar, STAGE_BYTES);
 #pragma unroll
             for (int c = 0; c < CHUNKS; ++c)
-                load_4d(shared_address(shared.q[slot]) + c * CHUNK_BYTES, maps.q, bar, 64 * c, row,
-                        head, batch);
+                load_4d(shared_address(shared.q[slot]) + c * CHUNK_BYTES, maps.q, bar,
+                        ROW_ELEMENTS * c, row, head, batch);
         } else {
             arrive_too(shared.q_full[slot]);
         }
@@ -260,7 +280,9 @@ struct Producer {
             kv_head = rest / (tiles * share);
             rest %= tiles * share;
             int head = kv_head * share + rest % share;
-            first = __ldg(p.first + batch);
+            int first = __ldg(p.first + batch);
+            // e4m3 keys and values begin at the first real one
+            origin = FP8 ? 0 : first;
             int query_start = static_cast<int>(p.keys - p.queries) - first;
             // floor division: the tiles of left padding are negative
             tile = (query_start >> 7) + tiles - 1 - rest / share;

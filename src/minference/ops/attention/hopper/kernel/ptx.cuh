@@ -79,11 +79,13 @@ __device__ __forceinline__ void load_2d(u32 to, const TensorMap& map, u32 bar, i
         : "memory");
 }
 
-// Operand in shared memory, 128-byte swizzle, groups of 8 rows of 128 bytes one after another.
-// `chunk` is the distance in bytes of 64-element chunks along N; read for transposed B only.
+// Operand in shared memory, rows of 128 or 64 bytes swizzled together, groups of 8 rows one after
+// another. `chunk` is the distance in bytes of chunks along N; read for transposed B only.
+template <int BYTES>
 __device__ __forceinline__ u64 operand(u32 address, u32 chunk) {
+    static_assert(BYTES == 128 || BYTES == 64, "swizzled rows");
     return static_cast<u64>((address & 0x3FFFF) >> 4) | static_cast<u64>(chunk >> 4) << 16 |
-           static_cast<u64>(1024 >> 4) << 32 | 1ull << 62;
+           static_cast<u64>(8 * BYTES >> 4) << 32 | (BYTES == 128 ? 1ull : 2ull) << 62;
 }
 
 __device__ __forceinline__ void wgmma_fence() {
@@ -120,31 +122,43 @@ __device__ __forceinline__ void pin(float (&x)[N]) {
     "%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58," \
     "%59,%60,%61,%62,%63}"
 
-// scores[64, 128] (+)= a[64, 16] b[128, 16]^T, both from shared memory
+#if FP8
+// K has 32 elements; neither factor may be transposed
+#define WGMMA_SCORES "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 "
+#define WGMMA_VALUES(N) "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 "
+#define SCORES_FLAGS ", add, 1, 1;"
+#define VALUES_FLAGS ", add, 1, 1;"
+#else
+#define WGMMA_SCORES "wgmma.mma_async.sync.aligned.m64n128k16.f32." ELEMENT "." ELEMENT " "
+#define WGMMA_VALUES(N) "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." ELEMENT "." ELEMENT " "
+#define SCORES_FLAGS ", add, 1, 1, 0, 0;"
+#define VALUES_FLAGS ", add, 1, 1, 1;"
+#endif
+
+// scores[64, 128] (+)= a[64, K] b[128, K]^T, both from shared memory
 template <bool ADD>
 __device__ __forceinline__ void wgmma_scores(float (&d)[64], u64 a, u64 b) {
     asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." ELEMENT "." ELEMENT
-                 " " REGS_64 ", %64, %65, add, 1, 1, 0, 0;\n}"
+                 WGMMA_SCORES REGS_64 ", %64, %65" SCORES_FLAGS "\n}"
                  : F64(d)
                  : "l"(a), "l"(b), "n"(ADD ? 1 : 0));
 }
 
-// out[64, D] += p[64, 16] v[16, D], p from registers, v with its rows along K
+// out[64, D] (+)= p[64, K] v[K, D], p from registers, v with its rows along K, but e4m3 values turned
+template <bool ADD>
 __device__ __forceinline__ void wgmma_values(float (&d)[64], const u32* p, u64 b) {
-    asm volatile("{\n.reg .pred add;\nsetp.eq.b32 add, 0, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." ELEMENT "." ELEMENT
-                 " " REGS_64 ", {%64, %65, %66, %67}, %68, add, 1, 1, 1;\n}"
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %69, 0;\n" WGMMA_VALUES(128) REGS_64
+                 ", {%64, %65, %66, %67}, %68" VALUES_FLAGS "\n}"
                  : F64(d)
-                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b));
+                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b), "n"(ADD ? 1 : 0));
 }
 
+template <bool ADD>
 __device__ __forceinline__ void wgmma_values(float (&d)[32], const u32* p, u64 b) {
-    asm volatile("{\n.reg .pred add;\nsetp.eq.b32 add, 0, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." ELEMENT "." ELEMENT
-                 " " REGS_32 ", {%32, %33, %34, %35}, %36, add, 1, 1, 1;\n}"
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n" WGMMA_VALUES(64) REGS_32
+                 ", {%32, %33, %34, %35}, %36" VALUES_FLAGS "\n}"
                  : F32(d)
-                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b));
+                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b), "n"(ADD ? 1 : 0));
 }
 
 __device__ __forceinline__ float exp2_fast(float x) {
@@ -167,6 +181,18 @@ __device__ __forceinline__ float reciprocal(float x) {
 
 __device__ __forceinline__ u32 pack(float low, float high) {
     u32 y;
-    asm("cvt.rn." ELEMENT "x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    asm("cvt.rn." OUTPUT "x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+// four e4m3, the first in the lowest byte
+__device__ __forceinline__ u32 pack_e4m3(float a, float b, float c, float d) {
+    u32 y;
+    asm("{\n.reg .b16 low, high;\n"
+        "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+        "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+        "mov.b32 %0, {low, high};\n}"
+        : "=r"(y)
+        : "f"(a), "f"(b), "f"(c), "f"(d));
     return y;
 }
