@@ -138,7 +138,7 @@ def check_memory(model: PreTrainedModel, tokens: int, **options: Any) -> Memory:
 
 def _collected(device: torch.device, place: str) -> torch.device:
     """The place, once it is rid of what only waits to be freed: a cache in a reference cycle, and
-    pinned memory that torch keeps, whose statistics torch 2.11 does not lower."""
+    pinned memory that torch keeps."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -184,4 +184,5 @@ def _pinned_reserve() -> int:
     if not torch.cuda.is_initialized():
         return 0
     pinned = torch.cuda.host_memory_stats()
-    return pinned["allocated_bytes.current"] - pinned["active_bytes.current"]
+    # torch 2.11 never counts a block as inactive, not even one that it has given back
+    return max(0, pinned["allocated_bytes.current"] - pinned["active_bytes.current"])
