@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,9 +27,23 @@ from minference.methods import Grouped
 from minference.methods.base import Context
 from minference.methods.spec import build_method, parse_methods
 from minference.ops.attention.api import sparse_attention
-from minference.ops.build import assemble
+from minference.ops.build import Layout, assemble
 from minference.ops.groups.api import grouped_blocks, guard_blocks
+from minference.ops.groups.plan import Plan
 from minference.testing import default_device, layout_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listed(Grouped):
+    """With candidates by means of 4 keys, and the rows asked for at any length."""
+
+    name: ClassVar[str] = "grouped_listed"
+    candidates: int = 128
+
+    def plan(self, layout: Layout) -> Plan:
+        given = {"rows": self.rows, "candidates": self.candidates}
+        return dataclasses.replace(super().plan(layout), **given)
+
 
 Qkv = tuple[Tensor, Tensor, Tensor]
 _NAME = "grouped_time"
@@ -170,6 +185,9 @@ def main() -> None:
     given.add_argument("--task", default="multikey")
     given.add_argument("--method", default="grouped")
     given.add_argument("--rows", type=int, nargs="+", default=None, help="instead of the method's")
+    given.add_argument(
+        "--candidates", type=int, nargs="+", default=None, help="of a group, rated by their keys"
+    )
     given.add_argument("--lengths", type=parse_length, nargs="+", default=[1 << 15, 1 << 17])
     given.add_argument("--layers", type=int, nargs="+", default=None)
     given.add_argument("--widen", type=int, default=4)
@@ -198,9 +216,16 @@ def main() -> None:
             if options.data == "model":
                 q, k, v = widened(inputs[layer], options.widen, length // own)
             size = {"layer": layer, "H": q.shape[1], "Hkv": k.shape[1], "D": q.shape[3]}
-            for rows in options.rows or [given_method.rows]:
+            for rows, candidates in itertools.product(
+                options.rows or [given_method.rows], options.candidates or [None]
+            ):
                 method = dataclasses.replace(given_method, rows=rows)
-                known = {"rows": rows, **facts(method, q, k)}
+                if candidates is not None:
+                    fields = dataclasses.fields(method)
+                    own = {x.name: getattr(method, x.name) for x in fields if x.init}
+                    method = Listed(**own, candidates=candidates)
+                plan = method.plan(layout_of(q[:1, :1], k[:1, :1]))
+                known = {"rows": plan.rows, "candidates": plan.candidates, **facts(method, q, k)}
                 for stage, call in stages(method, q, k, v).items():
                     times = measure(call, device, calls=options.calls).to_dict()
                     if stage == "index":

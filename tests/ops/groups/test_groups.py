@@ -1,5 +1,7 @@
 """The grouped estimate: the reference against a plain softmax, every implementation against it."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -45,6 +47,32 @@ def test_torch_keeps_the_blocks_of_the_reference(name: str, softcap: float) -> N
     )
     for plain, fast in zip(expected, got, strict=True):
         assert _lists(plain) == _lists(fast)
+
+
+@pytest.mark.parametrize("left", [0, 70])
+def test_torch_has_the_candidates_of_the_reference(left: int) -> None:
+    q, k, _ = random_qkv(4, 2, 1200, 6000)
+    q[0, 1, 100:900] = k[0, 0, 999] * 2
+    layout = layout_of(q, k, left_padding=(left,))
+    plan = Plan(rows=16, mass=0.99, most=20, wider=40, candidates=64)
+    every = dataclasses.replace(plan, candidates=0)
+    expected, got, other = (
+        grouped_blocks(2.5 * q, k, layout, plan, scale=0.2, impl=impl)
+        for plan, impl in ((plan, "reference"), (plan, "torch"), (every, "torch"))
+    )
+    for plain, fast in zip(expected, got, strict=True):
+        assert _lists(plain) == _lists(fast)
+    assert _lists(got[0]) != _lists(other[0])
+
+
+def test_candidates_hold_the_near_blocks_and_the_best_means() -> None:
+    means = torch.zeros(1, 1, 1, 2, 4 * 16)
+    means[..., 0, 16] = means[..., 1, 47] = 1.0  # blocks 1 and 2, each for a row
+    sums = torch.tensor([0.0, 0.5]).view(1, 1, 1, 2, 1)
+    near = (torch.arange(4) == 0).view(1, 1, 1, 4)
+    for count, expected in ((10, [0]), (11, [0, 1]), (12, [0, 1, 2]), (64, [0, 1, 2, 3])):
+        listed = reference.candidates(means, sums, near, near | True, count)
+        assert listed[0, 0, 0].nonzero()[:, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(

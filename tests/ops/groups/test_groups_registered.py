@@ -16,7 +16,7 @@ def test_fake_versions_agree(impl: str) -> None:
     q, k, _ = random_qkv(4, 2, 65, 700, batch=2)
     layout = layout_of(q, k)
     bounds = (layout.first, layout.stop)
-    sizes = [65, 700, 16, 5, 16]
+    sizes = [65, 700, 16, 5, 16, 0]
     torch.library.opcheck(
         OPS.grouped_blocks, (q, k, *bounds, sizes, 0.9, 0.2, 0.0, impl), test_utils=CHECKS
     )

@@ -26,7 +26,7 @@ def test_ratings_are_those_of_the_reference(
     nan_poison: None,
 ) -> None:
     from minference.ops.groups.triton_cells import copy_keys
-    from minference.ops.groups.triton_spot import score_keys
+    from minference.ops.groups.triton_spot import sample_rows, score_keys
 
     q, k, _ = random_qkv(2, 1, 400, 4500, dtype=dtype, device=device)
     q *= 2.5
@@ -35,7 +35,8 @@ def test_ratings_are_those_of_the_reference(
     layout = layout_of(q, k, left_padding=(50,))
     plan = Plan(rows=rows, mass=0.9, most=20, wider=16)
     cells = copy_keys(k, layout, shifted=not softcap)
-    planes = score_keys(q, cells, layout, plan, 0, 2, scale=0.1, softcap=softcap).float()
+    rows_ = sample_rows(q, cells, layout, plan, 0, 2, scale=0.1, softcap=softcap)
+    planes = score_keys(rows_, cells, layout, 0).float()
     before, behind = (torch.full_like(planes[..., 0, :], -torch.inf) for _ in range(2))
     before[..., 1:], behind[..., :-1] = planes[..., 2, :-1], planes[..., 1, 1:]
     ratings = torch.maximum(planes.amax(dim=-2), torch.maximum(before, behind)) * math.log(2)

@@ -46,7 +46,7 @@ def grouped_blocks(
         raise UnsupportedError(
             f"the Triton estimate takes a power of two of rows, got {plan.rows}; use impl='torch'"
         )
-    sizes = [layout.q_len, layout.kv_len, plan.rows, plan.most, plan.wider]
+    sizes = [layout.q_len, layout.kv_len, plan.rows, plan.most, plan.wider, plan.candidates]
     bounds = (layout.first, layout.stop)
     lists = _grouped_blocks(q, k, *bounds, sizes, plan.mass, scale, softcap, name)
     return Ragged(*lists[:3]), Ragged(*lists[3:])
@@ -138,9 +138,9 @@ def _grouped_blocks(
     softcap: float,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    q_len, kv_len, rows, most, wider = sizes
+    q_len, kv_len, rows, most, wider, candidates = sizes
     layout = Layout(first, stop, q_len, kv_len)
-    plan = Plan(rows, mass, most, wider)
+    plan = Plan(rows, mass, most, wider, candidates)
     match impl:
         case "reference":
             from minference.ops.groups import reference as module

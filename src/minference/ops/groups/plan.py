@@ -15,6 +15,9 @@ GROUP_TILES = 4
 MEAN = 16
 """Keys whose mean stands for them in a row's sum, where they are far away."""
 
+CELL = 4
+"""Keys whose mean speaks for them where a group's candidates are chosen."""
+
 EDGE = 8
 """Keys on either side of a block that count for it too: the most that a run of neighbouring keys,
 looked up by neighbouring rows, can go on between two sampled rows."""
@@ -41,12 +44,15 @@ class Plan:
         mass: a block in which a sampled row has more than 1 - mass of its attention is kept.
         most: most blocks of a tile, besides those that every tile keeps.
         wider: most blocks of a group's wider list, which the guard turns to.
+        candidates: blocks of a group that are rated by their keys, a multiple of 64, its near ones
+            among them; 0 for every block.
     """
 
     rows: int
     mass: float
     most: int
     wider: int
+    candidates: int = 0
 
 
 def group_count(layout: Layout) -> int:

@@ -10,6 +10,7 @@ from minference.index import BLOCK, TILE, Ragged
 from minference.ops.build import Layout
 from minference.ops.groups.plan import (
     ALWAYS,
+    CELL,
     EDGE,
     GROUP_TILES,
     LEAST_WIDER,
@@ -40,12 +41,17 @@ def grouped_blocks(
     flags, wider = [], []
     for group in range(group_count(layout)):
         rows, positions = sampled_rows(q, k.shape[1], layout, group, plan.rows)
-        scores, means = (
+        scores, cells, means = (
             row_scores(rows, mean_cells(keys, size), positions, size, scale, softcap)
-            for size in (1, MEAN)
+            for size in (1, CELL, MEAN)
         )
         first, stop = (x[:, None, None, None] for x in near_blocks(layout, group))
         near = (block == 0) | (block >= first)
+        if 0 < plan.candidates < len(block):
+            sums = mean_sums(scores, means, near)
+            listed = candidates(cells, sums, near, block < stop, plan.candidates)
+            own = listed.repeat_interleave(BLOCK, -1)[:, :, None]
+            scores = scores.masked_fill(~own, -math.inf)
         ratings = rate_blocks(scores, row_sums(scores, means, near))
         own = 2 * (first_position(layout) // TILE // GROUP_TILES + group) * GROUP_TILES
         own = own[:, None] + 2 * torch.arange(GROUP_TILES, device=k.device)
@@ -98,24 +104,48 @@ def row_scores(
     return scores.masked_fill(begin > positions, -math.inf)
 
 
-def row_sums(
+def mean_sums(
     scores: Float[Tensor, "B Hkv S R N"],
     means: Float[Tensor, "B Hkv S R cells"],
     near: Bool[Tensor, "B 1 1 blocks"],
 ) -> Float[Tensor, "B Hkv S R 1"]:
     """The log-sum-exp of each row: of every key of the near blocks, where its mass most often is;
-    of another block as if all its keys were like the best of its means. A row that looks something
-    up far away has a larger sum: where the best keys of far blocks, of their ends and between them,
-    more than double it, they count too."""
+    of another block as if all its keys were like the best of its means."""
     exact = scores.masked_fill(~near.repeat_interleave(BLOCK, -1)[:, :, None], -math.inf)
     mean = means.unflatten(-1, (-1, BLOCK // MEAN)).amax(dim=-1) + math.log(BLOCK)
     mean = mean.masked_fill(near[:, :, None], -math.inf)
-    sums = torch.cat([exact, mean], dim=-1).logsumexp(dim=-1, keepdim=True)
+    return torch.cat([exact, mean], dim=-1).logsumexp(dim=-1, keepdim=True)
+
+
+def row_sums(
+    scores: Float[Tensor, "B Hkv S R N"],
+    means: Float[Tensor, "B Hkv S R cells"],
+    near: Bool[Tensor, "B 1 1 blocks"],
+) -> Float[Tensor, "B Hkv S R 1"]:
+    """As `mean_sums`; but a row that looks something up far away has a larger sum: where the best
+    keys of far blocks, of their ends and between them, more than double it, they count too."""
+    sums = mean_sums(scores, means, near)
     parts = scores.unflatten(-1, (-1, BLOCK)).split([EDGE, BLOCK - 2 * EDGE, EDGE], dim=-1)
     best = torch.stack([part.amax(dim=-1) for part in parts], dim=-1)
     best = best.masked_fill(near[:, :, None, ..., None], -math.inf).flatten(-2)
     more = torch.cat([sums, best], dim=-1).logsumexp(dim=-1, keepdim=True)
     return torch.where(more - sums > math.log(2), more, sums)
+
+
+def candidates(
+    cells: Float[Tensor, "B Hkv S R cells"],
+    sums: Float[Tensor, "B Hkv S R 1"],
+    near: Bool[Tensor, "B 1 1 blocks"],
+    seen: Bool[Tensor, "B 1 1 blocks"],
+    count: int,
+) -> Bool[Tensor, "B Hkv 1 blocks"]:
+    """The blocks of a group that are rated by their keys: the near ones, and those whose best mean
+    has the largest share of a row. Against sums without best keys, so that rows which look
+    something up count more and not less."""
+    shares = (cells - sums).nan_to_num(nan=-math.inf).unflatten(-1, (-1, BLOCK // CELL))
+    return choose(
+        shares.amax(dim=(2, 3, 5))[:, :, None], near, seen, -math.inf, count - LEAST_WIDER
+    )
 
 
 def rate_blocks(

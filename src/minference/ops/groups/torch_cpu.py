@@ -12,6 +12,7 @@ from minference.index import BLOCK, TILE, Ragged
 from minference.ops.build import Layout
 from minference.ops.groups.plan import (
     ALWAYS,
+    CELL,
     EDGE,
     GROUP_TILES,
     LEAST_WIDER,
@@ -63,7 +64,11 @@ def grouped_blocks(
             near = max(span.start // TILE * 2 - 1, 0)
             seen = keys[:, : span.stop]
             planes = torch.cat(list(_best_scores(rows, seen, at, softcap)), dim=4)
-            sums = _sums(rows, seen, means, planes, at, near, softcap)
+            sums = _mean_sums(rows, seen, means, at, near, softcap)
+            if 0 < plan.candidates < 2 * -(-layout.kv_len // TILE):
+                rest = _not_listed(rows, seen, sums, at, near, plan.candidates, softcap)
+                planes.masked_fill_(rest[:, None, None], -torch.inf)
+            sums = _with_best(sums, planes, at, near)
             ratings = _ratings(planes, sums)
             tile, block = start // TILE, torch.arange(ratings.shape[2], device=q.device)
             wider = _choose(
@@ -126,18 +131,11 @@ def _best_scores(
         yield torch.stack([ends[..., 1:-1].amax(dim=4), ends[..., 0], ends[..., -1]])
 
 
-def _sums(
-    rows: Tensor,
-    keys: Tensor,
-    means: Tensor,
-    planes: Float[Tensor, "3 Hkv S R blocks"],
-    at: Tensor,
-    near: int,
-    softcap: float,
-) -> Float[Tensor, "Hkv S R 1"]:
+def _mean_sums(
+    rows: Tensor, keys: Tensor, means: Tensor, at: Tensor, near: int, softcap: float
+) -> Float[Tensor, "Hkv S R"]:
     """The log-sum-exp of each row: exact over block 0 and the blocks from `near` on, over the
-    others by the best of their means; with the best keys of these where they more than double
-    it."""
+    others by the best of their means."""
     edge = max(near, 1) * BLOCK
     parts = [_seen_scores(rows, keys[:, :BLOCK], at, 0, softcap)]
     if edge < keys.shape[1]:
@@ -145,7 +143,30 @@ def _sums(
     if edge > BLOCK:
         far = _scores(rows, means[:, BLOCK // MEAN : edge // MEAN], softcap)
         parts.append(far.unflatten(-1, (-1, BLOCK // MEAN)).amax(dim=-1) + math.log(BLOCK))
-    sums = torch.cat(parts, dim=-1).logsumexp(dim=-1)
+    return torch.cat(parts, dim=-1).logsumexp(dim=-1)
+
+
+def _not_listed(
+    rows: Tensor, keys: Tensor, sums: Tensor, at: Tensor, near: int, count: int, softcap: float
+) -> Bool[Tensor, "Hkv blocks"]:
+    """Blocks of a group that are no candidates: whose best means of 4 have the smaller shares."""
+    rest = torch.zeros(
+        keys.shape[0], -(-keys.shape[1] // BLOCK), dtype=torch.bool, device=keys.device
+    )
+    far = keys[:, BLOCK : near * BLOCK].unflatten(1, (-1, CELL)).mean(dim=2)
+    best = _scores(rows, far, softcap).sub_(sums[..., None]).unflatten(-1, (-1, BLOCK // CELL))
+    best = best.amax(dim=-1).masked_fill_((at < 0)[..., None], -torch.inf).amax(dim=(1, 2))
+    order = best.sort(dim=-1, descending=True, stable=True).indices
+    return rest.scatter_(1, order[:, count - LEAST_WIDER :] + 1, value=True)
+
+
+def _with_best(
+    sums: Float[Tensor, "Hkv S R"],
+    planes: Float[Tensor, "3 Hkv S R blocks"],
+    at: Tensor,
+    near: int,
+) -> Float[Tensor, "Hkv S R 1"]:
+    """The sums, with the best keys of far blocks where these more than double them."""
     best = planes[..., 1:near].movedim(0, -1).flatten(-2)
     more = torch.cat([sums[..., None], best], dim=-1).logsumexp(dim=-1)
     sums = torch.where(more - sums > math.log(2), more, sums)

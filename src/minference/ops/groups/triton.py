@@ -23,12 +23,13 @@ from minference.ops.groups.plan import (
     list_room,
     power_of_two,
 )
+from minference.ops.groups.triton_candidates import listed_keys
 from minference.ops.groups.triton_cells import copy_keys
-from minference.ops.groups.triton_keep import take_blocks
-from minference.ops.groups.triton_spot import score_keys
+from minference.ops.groups.triton_keep import take_blocks, take_listed
+from minference.ops.groups.triton_spot import PLANES, sample_rows, score_keys
 
 RATED_AT_ONCE = 1 << 28
-"""Ratings, 12 of a group and block, that exist at one time."""
+"""Ratings of blocks, or scores of candidates, that exist at one time."""
 
 _GROUP = GROUP_TILES * TILE
 
@@ -57,20 +58,33 @@ def grouped_blocks(
         torch.zeros((batch, kv_heads, lists), dtype=torch.int32, device=q.device)
         for lists in (tiles, groups)
     )
-    keys = copy_keys(k, layout, shifted=not softcap)
+    listed = 0 < plan.candidates < blocks
+    keys = copy_keys(k, layout, shifted=not softcap, fine=listed)
     least = math.log2(1 - plan.mass) if plan.mass < 1 else -math.inf
-    step = max(1, min(groups, RATED_AT_ONCE // (items * GROUP_TILES * 3 * blocks)))
+    rated = GROUP_TILES * PLANES * blocks
+    if listed:
+        rated = blocks + PLANES * plan.candidates * plan.rows * (q.shape[1] // kv_heads)
+    step = max(1, min(groups, RATED_AT_ONCE // (items * rated)))
+    bounds = (layout.first, layout.stop, layout.q_len, kv_len)
+    limits = (groups, tiles, least, least + math.log2(WIDER), plan.most, plan.wider - LEAST_WIDER)
+    fixed = {"HKV": kv_heads, "ROOM": room, "WIDER_ROOM": wider_room}
     for group in range(0, groups, step):
         n = min(step, groups - group)
-        ratings = score_keys(q, keys, layout, plan, group, n, scale=scale, softcap=softcap)
+        rows = sample_rows(q, keys, layout, plan, group, n, scale=scale, softcap=softcap)
+        if listed:
+            ratings, places, found = listed_keys(rows, keys, layout, plan, group, n)
+            take_listed[(n, items, GROUP_TILES + 1)](
+                ratings, places, found, values, count, wider, number, *bounds, group, *limits,
+                LISTED=plan.candidates, **fixed, num_warps=4,
+            )  # fmt: skip
+            continue
+        ratings = score_keys(rows, keys, layout, group)
         # the blocks that the last of these groups sees
         seen = ((kv_len - layout.q_len) // _GROUP + group + n) * (_GROUP // BLOCK)
         width = power_of_two(min(blocks, seen))
         take_blocks[(n, items, GROUP_TILES + 1)](
-            ratings, values, count, wider, number, layout.first, layout.stop, layout.q_len, kv_len,
-            blocks, ratings.shape[1], group, groups, tiles, least, least + math.log2(WIDER),
-            plan.most, plan.wider - LEAST_WIDER, HKV=kv_heads, ROOM=room, WIDER_ROOM=wider_room,
-            NB=width, num_warps=min(32, max(4, width // 256)),
+            ratings, values, count, wider, number, *bounds, blocks, ratings.shape[1], group,
+            *limits, NB=width, **fixed, num_warps=min(32, max(4, width // 256)),
         )  # fmt: skip
     return (
         Ragged.from_rows(values.view(*count.shape, room), count),

@@ -17,7 +17,7 @@ from torch import Tensor
 from minference.index import BLOCK
 from minference.ops._triton import capability, padded_dim
 from minference.ops.build import Layout
-from minference.ops.groups.plan import MEAN
+from minference.ops.groups.plan import CELL, MEAN
 
 STEP = 64
 """Blocks whose keys lie interleaved: those of a step."""
@@ -31,6 +31,8 @@ _BLOCK = tl.constexpr(BLOCK)
 _STEP = tl.constexpr(STEP)
 _MEAN = tl.constexpr(MEAN)
 _MEANS = tl.constexpr(BLOCK // MEAN)
+_CELL = tl.constexpr(CELL)
+_CELLS = tl.constexpr(BLOCK // CELL)
 _SAMPLED = tl.constexpr(SAMPLED_KEYS)
 _AT_ONCE = tl.constexpr(MEANS_AT_ONCE)
 
@@ -42,11 +44,13 @@ class Cells(NamedTuple):
         keys: in units of `unit`, zeros past the last real one; e4m3 ones may be off by one vector
             a head, as may
         means: of 16 keys each.
+        fine: of 4 keys each; None unless they were asked for.
         unit: of each KV head; 1 unless the keys are e4m3.
     """
 
     keys: Float[Tensor, "B Hkv N D"]
-    means: Float[Tensor, "B Hkv cells D"]
+    means: Float[Tensor, "B Hkv means D"]
+    fine: Float[Tensor, "B Hkv cells D"] | None
     unit: Float[Tensor, "B Hkv"]
 
 
@@ -74,9 +78,9 @@ def _store(
 
 @triton.jit
 def _copy_keys(
-    k_ptr, keys_ptr, means_ptr, unit_ptr, first_ptr, stop_ptr, k_steps, n_keys, n_means,
+    k_ptr, keys_ptr, means_ptr, fine_ptr, unit_ptr, first_ptr, stop_ptr, k_steps, n_keys, n_means,
     HKV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, FP8: tl.constexpr,
-    SHIFTED: tl.constexpr,
+    SHIFTED: tl.constexpr, FINE: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(1)
     b = item // HKV
@@ -101,30 +105,41 @@ def _copy_keys(
     tl.store(unit_ptr + item, unit, mask=tl.program_id(0) == 0)
     cell = tl.program_id(0) * _AT_ONCE + tl.arange(0, _AT_ONCE)
     sums = tl.zeros([_AT_ONCE, BLOCK_D], tl.float32)
+    few = tl.zeros([_AT_ONCE, BLOCK_D], tl.float32)
     for one in tl.static_range(_MEAN):
         key = cell * _MEAN + one
         at = k_from + key.to(tl.int64)[:, None] * k_steps[2]
         own = tl.load(at, mask=(key < real)[:, None] & there, other=0.0).to(tl.float32)
         sums += own
         _store(own, keys_ptr, key, item, n_keys, shift, unit, _BLOCK, BLOCK_D, FP8)
+        if FINE:
+            few += own
+            # the interpreter's numbers have no remainder by a constant
+            if (one + 1) // _CELL * _CELL == one + 1:
+                at = key // _CELL
+                n_fine = n_keys // _CELL
+                _store(few / _CELL, fine_ptr, at, item, n_fine, shift, unit, _CELLS, BLOCK_D, FP8)
+                few = tl.zeros([_AT_ONCE, BLOCK_D], tl.float32)
     _store(sums / _MEAN, means_ptr, cell, item, n_means, shift, unit, _MEANS, BLOCK_D, FP8)
 
 
-def copy_keys(k: Float[Tensor, "B Hkv N D"], layout: Layout, *, shifted: bool) -> Cells:
+def copy_keys(
+    k: Float[Tensor, "B Hkv N D"], layout: Layout, *, shifted: bool, fine: bool = False
+) -> Cells:
     """The keys and their means; `shifted` lets e4m3 ones be off by one vector a head, which
-    softmax does not see but a soft cap does."""
+    softmax does not see but a soft cap does; `fine` makes means of 4 too."""
     batch, kv_heads, kv_len, dim = k.shape
     count = -(-kv_len // (STEP * BLOCK)) * STEP * BLOCK
     fp8 = k.dtype != torch.float32 and capability(k.device) >= (8, 9)
     dtype = torch.float8_e4m3fn if fp8 else k.dtype
-    keys, means = (
+    keys, means, few = (
         torch.empty((batch, kv_heads, n, padded_dim(dim)), dtype=dtype, device=k.device)
-        for n in (count, count // MEAN)
+        for n in (count, count // MEAN, count // CELL if fine else 0)
     )
     unit = torch.empty((batch, kv_heads), device=k.device)
     _copy_keys[(count // MEAN // MEANS_AT_ONCE, batch * kv_heads)](
-        k, keys, means, unit, layout.first, layout.stop, tuple(k.stride()[:3]), count,
+        k, keys, means, few, unit, layout.first, layout.stop, tuple(k.stride()[:3]), count,
         means.shape[2], HKV=kv_heads, D=dim, BLOCK_D=padded_dim(dim), FP8=fp8, SHIFTED=shifted,
-        num_warps=4,
+        FINE=fine, num_warps=4,
     )  # fmt: skip
-    return Cells(keys, means, unit)
+    return Cells(keys, means, few if fine else None, unit)

@@ -7,6 +7,8 @@ shows a sum to be too small. In e4m3 the second pass adds up in half precision: 
 scores and that of the largest ones so far leave room for two programs or three on a multiprocessor.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -52,6 +54,19 @@ def _span(first_ptr, stop_ptr, q_len, kv_len, b, tile, TILES: tl.constexpr):
     start = tl.maximum(begin, 0) // _GROUP * _GROUP + tile * _TILE
     stop = tl.minimum(start + TILES * _TILE, tl.load(stop_ptr + b) - first)
     return begin, start, tl.maximum(start, begin), stop
+
+
+@triton.jit
+def chunk_span(first_ptr, stop_ptr, q_len, kv_len, b, first_tile, here, TILES: tl.constexpr):
+    """First query position of the chunk and start of a program's tiles; first position in their
+    groups, tiles without rows too, and the steps of blocks that they see."""
+    WHOLE: tl.constexpr = TILES if TILES > 4 else 4
+    tile = first_tile + here * TILES
+    group = tile // _GROUP_TILES * _GROUP_TILES
+    begin, start, low, stop = _span(first_ptr, stop_ptr, q_len, kv_len, b, group, WHOLE)
+    start += (tile - group) * _TILE
+    steps = tl.where(low < stop, (stop + _STEP * _BLOCK - 1) // (_STEP * _BLOCK), 0)
+    return begin, start, low, steps
 
 
 @triton.jit
@@ -200,16 +215,11 @@ def rate_keys(
     call finds how much, and for programs with a row whose sum more than doubles it is made AGAIN.
     """
     HALF: tl.constexpr = tl.float16 if FP8 else tl.float32
-    WHOLE: tl.constexpr = TILES if TILES > 4 else 4
     here = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
     item = tl.program_id(2)
-    b = item // HKV
-    # tiles without rows too, where their group has some
-    tile = first_tile + here * TILES
-    group = tile // _GROUP_TILES * _GROUP_TILES
-    begin, start, low, stop = _span(first_ptr, stop_ptr, q_len, kv_len, b, group, WHOLE)
-    start += (tile - group) * _TILE
-    steps = tl.where(low < stop, (stop + _STEP * _BLOCK - 1) // (_STEP * _BLOCK), 0)
+    begin, start, _, steps = chunk_span(
+        first_ptr, stop_ptr, q_len, kv_len, item // HKV, first_tile, here, TILES
+    )
     split = tl.program_id(1) % splits
     if split * each >= steps:
         return
@@ -254,7 +264,29 @@ def rate_keys(
             highest = tl.full([_STEP, LINES], float("-inf"), HALF)
 
 
-def score_keys(
+class Rows(NamedTuple):
+    """The sampled rows of some groups as the programs that score them take them.
+
+    Attributes:
+        rows: of each program, by query tile, row and query head.
+        sums: log2 of each row's sum of exponentials.
+        factors: of each program, from products of its rows to log2.
+        tiles: query tiles of a program.
+        lines: rows of a program.
+        ceiling: of soft-capped scores, in log2.
+        fixed: what kernels that read them are compiled for.
+    """
+
+    rows: Float[Tensor, "items programs bundles lines D"]
+    sums: Float[Tensor, "items programs bundles lines"]
+    factors: Float[Tensor, "items programs bundles"]
+    tiles: int
+    lines: int
+    ceiling: float
+    fixed: dict[str, Any]
+
+
+def sample_rows(
     q: Float[Tensor, "B H L D"],
     cells: Cells,
     layout: Layout,
@@ -264,12 +296,10 @@ def score_keys(
     *,
     scale: float,
     softcap: float,
-) -> Float[Tensor, "items groups 4 planes blocks"]:
-    """Ratings of at least `count` groups from `group` on, in log2; the reference takes the best
-    of a block's planes and its neighbours' nearest ones. The blocks that a tile keeps anyway have
-    other numbers."""
+) -> Rows:
+    """The sampled rows of at least `count` groups from `group` on, with their sums."""
     batch, heads, q_len, dim = q.shape
-    kv_heads, blocks = cells.unit.shape[1], 2 * -(-layout.kv_len // TILE)
+    kv_heads = cells.unit.shape[1]
     share, items, tiles = heads // kv_heads, batch * kv_heads, tiles_at_once(plan)
     fp8, exact = cells.keys.element_size() == 1, q.dtype == torch.float32
     take = 1 if exact else min(SCORED_AT_ONCE, power_of_two(share))
@@ -279,29 +309,40 @@ def score_keys(
     rows = cells.keys.new_empty((*slots, lines, padded_dim(dim)))
     sums = torch.empty((*slots, lines), device=q.device)
     factors = torch.empty(slots, device=q.device)
-    shape = (*slots, tiles, PLANES, blocks)
-    ratings = torch.empty(shape, dtype=torch.float16 if fp8 else torch.float32, device=q.device)
     fixed = {"HKV": kv_heads, "TILES": tiles, "BLOCK_D": padded_dim(dim), "FP8": fp8}
     fixed |= {"PRECISION": "ieee" if exact else "tf32", "SOFTCAP": bool(softcap)}
     fixed |= {"STAGES": 3 if fp8 else 1, "num_warps": 8}
     factor, ceiling = log2_scaling(scale, softcap)
-    bounds = (layout.first, layout.stop)
-    sizes = (q_len, layout.kv_len, cells.keys.shape[2])
-    first_tile = group * GROUP_TILES
     sum_rows[(programs, bundles, items)](
-        q, cells.keys, cells.means, cells.unit, rows, sums, factors, *bounds,
-        tuple(q.stride()[:3]), *sizes, cells.means.shape[2], first_tile, factor, ceiling,
-        SHARE=share, TAKE=take, EACH=plan.rows // GROUP_TILES, D=dim,
-        maxnreg=128 if fp8 else None, **fixed,
+        q, cells.keys, cells.means, cells.unit, rows, sums, factors, layout.first, layout.stop,
+        tuple(q.stride()[:3]), q_len, layout.kv_len, cells.keys.shape[2], cells.means.shape[2],
+        group * GROUP_TILES, factor, ceiling, SHARE=share, TAKE=take,
+        EACH=plan.rows // GROUP_TILES, D=dim, maxnreg=128 if fp8 else None, **fixed,
     )  # fmt: skip
+    return Rows(rows, sums, factors, tiles, lines, ceiling, fixed)
+
+
+def score_keys(
+    sampled: Rows, cells: Cells, layout: Layout, group: int
+) -> Float[Tensor, "items groups 4 planes blocks"]:
+    """Ratings of every block for the groups of `sampled`, from `group` on, in log2; the reference
+    takes the best of a block's planes and its neighbours' nearest ones. The blocks that a tile
+    keeps anyway have other numbers."""
+    slots, tiles = sampled.factors.shape, sampled.tiles
+    items, programs, bundles = slots
+    blocks, device = 2 * -(-layout.kv_len // TILE), cells.keys.device
+    dtype = torch.float16 if sampled.fixed["FP8"] else torch.float32
+    ratings = torch.empty((*slots, tiles, PLANES, blocks), dtype=dtype, device=device)
     steps = -(-blocks // STEP)
-    each = -(-steps // min(steps, -(-PROGRAMS // (programs * bundles * items))))
+    each = -(-steps // min(steps, -(-PROGRAMS // sampled.factors.numel())))
     splits = -(-steps // each)
-    added, new = (torch.empty((*slots, splits, lines), device=q.device) for _ in range(2))
+    added, new = (torch.empty((*slots, splits, sampled.lines), device=device) for _ in range(2))
     for again in (False, True):
         rate_keys[(programs, bundles * splits, items)](
-            rows, cells.keys, sums, added, new, factors, ratings, *bounds, *sizes, blocks,
-            first_tile, ceiling, splits, each, LINES=lines, AGAIN=again, **fixed,
+            sampled.rows, cells.keys, sampled.sums, added, new, sampled.factors, ratings,
+            layout.first, layout.stop, layout.q_len, layout.kv_len, cells.keys.shape[2], blocks,
+            group * GROUP_TILES, sampled.ceiling, splits, each, LINES=sampled.lines, AGAIN=again,
+            **sampled.fixed,
         )  # fmt: skip
     best = ratings.amax(dim=2) if bundles > 1 else ratings[:, :, 0]
     return best.view(items, programs * tiles // GROUP_TILES, GROUP_TILES, PLANES, blocks)

@@ -1,0 +1,243 @@
+"""Long contexts: the blocks of a group that are worth rating by their keys, and those ratings.
+
+Means of 4 keys choose some blocks of each group, against sums that know of no best keys: a row that
+looks something up then counts more, not less. Only these candidates are read key by key, gathered,
+64 at a time. What a row scores best in each of them is stored, because a row's sum is known only
+when all have been seen.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from minference.index import BLOCK, TILE
+from minference.ops.build import Layout
+from minference.ops.groups.plan import CELL, EDGE, GROUP_TILES, LEAST_WIDER, Plan, power_of_two
+from minference.ops.groups.triton_cells import STEP, Cells
+from minference.ops.groups.triton_keep import first_of
+from minference.ops.groups.triton_rows import group_span, log2_scores
+from minference.ops.groups.triton_spot import PLANES, PROGRAMS, Rows, chunk_span
+
+_BLOCK = tl.constexpr(BLOCK)
+_TILE = tl.constexpr(TILE)
+_GROUP_TILES = tl.constexpr(GROUP_TILES)
+_STEP = tl.constexpr(STEP)
+_EDGE = tl.constexpr(EDGE)
+_PLANES = tl.constexpr(PLANES)
+_CELLS = tl.constexpr(BLOCK // CELL)
+
+
+@triton.jit
+def rate_means(
+    rows_ptr, cells_ptr, sums_ptr, factors_ptr, ratings_ptr, first_ptr, stop_ptr, q_len, kv_len,
+    n_cells, blocks, first_tile, ceiling, splits, each, HKV: tl.constexpr, TILES: tl.constexpr,
+    LINES: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr, SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr, FP8: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Log2 of the largest share that the best mean of each block has of a sampled row of each
+    group, for `each` steps of blocks."""
+    HALF: tl.constexpr = tl.float16 if FP8 else tl.float32
+    here = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
+    item = tl.program_id(2)
+    _, _, _, steps = chunk_span(
+        first_ptr, stop_ptr, q_len, kv_len, item // HKV, first_tile, here, TILES
+    )
+    split = tl.program_id(1) % splits
+    if split * each >= steps:
+        return
+    bundle, bundles = tl.program_id(1) // splits, tl.num_programs(1) // splits
+    own = ((item * tl.num_programs(0) + here) * bundles + bundle).to(tl.int64)
+    row = tl.arange(0, LINES)
+    column = tl.arange(0, BLOCK_D)
+    q = tl.load(rows_ptr + (own * LINES + row[:, None]) * BLOCK_D + column[None, :])
+    factor = tl.load(factors_ptr + own)
+    to = ratings_ptr + own * GROUPS * blocks + tl.arange(0, GROUPS)[None, :] * blocks
+    cells = cells_ptr + item.to(tl.int64) * n_cells * BLOCK_D
+    place = tl.arange(0, _STEP)[:, None] * BLOCK_D + column[None, :]
+    highest = tl.full([_STEP, LINES], float("-inf"), HALF)
+    end = tl.minimum((split + 1) * each, steps) * _CELLS
+    for at in tl.range(split * each * _CELLS, end, num_stages=STAGES):
+        k = tl.load(cells + at * (_STEP * BLOCK_D) + place)
+        scores = tl.dot(k, q.T, input_precision=PRECISION, out_dtype=HALF)
+        highest = tl.maximum(highest, scores)
+        # the interpreter's numbers have no remainder by a constant
+        if (at + 1) // _CELLS * _CELLS == at + 1:
+            shares = log2_scores(highest.to(tl.float32), factor, ceiling, SOFTCAP)
+            shares -= tl.load(sums_ptr + own * LINES + row)[None, :]
+            if GROUPS == 1:
+                best = tl.max(shares, 1)[:, None]
+            else:
+                best = tl.max(tl.reshape(shares, [_STEP, GROUPS, LINES // GROUPS]), 2)
+            block = (tl.arange(0, _STEP) + at // _CELLS * _STEP)[:, None]
+            tl.store(to + block, best.to(to.dtype.element_ty), mask=block < blocks)
+            highest = tl.full([_STEP, LINES], float("-inf"), HALF)
+
+
+@triton.jit
+def take_candidates(
+    ratings_ptr, places_ptr, number_ptr, first_ptr, stop_ptr, q_len, kv_len, blocks, programs,
+    bundles, first_group, most, HKV: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr,
+    ROOM: tl.constexpr, NB: tl.constexpr,
+):  # fmt: skip
+    """The near blocks of a group and the best of the others, in ascending order, then 0."""
+    here = tl.program_id(0)
+    item = tl.program_id(1)
+    _, _, low, stop = group_span(
+        first_ptr, stop_ptr, q_len, kv_len, item // HKV, first_group + here
+    )
+    n = tl.where(low < stop, (stop + _BLOCK - 1) // _BLOCK, 0)
+    block = tl.arange(0, NB)
+    near = low // _TILE * 2 - 1
+    always = ((block == 0) | (block >= near)) & (block < n)
+    far = (block < n) & ~always
+    best = tl.full([NB], float("-inf"), tl.float32)
+    for part in range(0, PARTS * bundles):
+        own = (item * programs + here * PARTS // GROUPS) * bundles + part
+        ratings = ratings_ptr + (own.to(tl.int64) * GROUPS + here % GROUPS) * blocks
+        some = tl.load(ratings + block, mask=far, other=float("-inf"))
+        best = tl.maximum(best, some.to(tl.float32))
+    rated = far & (best > float("-inf"))
+    taken = always | first_of(rated, best, most)
+    number = tl.sum(taken.to(tl.int32))
+    line = item * tl.num_programs(0) + here
+    places = places_ptr + line.to(tl.int64) * ROOM
+    tl.store(places + tl.cumsum(taken.to(tl.int32), 0) - 1, block, mask=taken)
+    slot = tl.arange(0, ROOM)
+    tl.store(places + slot, slot * 0, mask=slot >= number)
+    tl.store(number_ptr + line, number)
+
+
+@triton.jit
+def score_candidates(
+    rows_ptr, keys_ptr, sums_ptr, factors_ptr, places_ptr, number_ptr, scores_ptr, first_ptr,
+    stop_ptr, q_len, kv_len, n_keys, programs, groups, first_group, ceiling, HKV: tl.constexpr,
+    TILES: tl.constexpr, LINES: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, FP8: tl.constexpr, GROUPS: tl.constexpr,
+    PARTS: tl.constexpr, ROOM: tl.constexpr,
+):  # fmt: skip
+    """The best score of each candidate's planes for each row, before its factor; adds the best keys
+    of the far ones to the sums of rows that they more than double."""
+    HALF: tl.constexpr = tl.float16 if FP8 else tl.float32
+    OWN: tl.constexpr = LINES // GROUPS
+    here = tl.program_id(0)
+    item = tl.program_id(2)
+    group = here // PARTS
+    _, _, low, _ = group_span(first_ptr, stop_ptr, q_len, kv_len, item // HKV, first_group + group)
+    near = tl.maximum(low // _TILE * 2 - 1, 1)
+    own = (item * programs + here // GROUPS) * tl.num_programs(1) + tl.program_id(1)
+    factor = tl.load(factors_ptr + own)
+    row = own.to(tl.int64) * LINES + here % GROUPS * OWN + tl.arange(0, OWN)
+    column = tl.arange(0, BLOCK_D)
+    q = tl.load(rows_ptr + row[:, None] * BLOCK_D + column[None, :])
+    number = tl.load(number_ptr + item * groups + group)
+    places = places_ptr + (item * groups + group).to(tl.int64) * ROOM + tl.arange(0, _STEP)
+    cells = keys_ptr + item.to(tl.int64) * n_keys * BLOCK_D
+    to = (item * tl.num_programs(0) + here) * tl.num_programs(1) + tl.program_id(1)
+    to = scores_ptr + to.to(tl.int64) * (_PLANES * ROOM * OWN)
+    to += tl.arange(0, _STEP)[:, None] * OWN + tl.arange(0, OWN)[None, :]
+    highest = tl.full([_STEP, OWN], float("-inf"), HALF)
+    total = tl.zeros([OWN], tl.float32)
+    for at in tl.range(0, (number + _STEP - 1) // _STEP * _BLOCK, num_stages=STAGES):
+        step = at // _BLOCK
+        key = at - step * _BLOCK
+        block = tl.load(places + step * _STEP)
+        cell = (block // _STEP * _BLOCK + key) * _STEP + block % _STEP
+        k = tl.load(cells + cell[:, None] * BLOCK_D + column[None, :])
+        scores = tl.dot(k, q.T, input_precision=PRECISION, out_dtype=HALF)
+        highest = tl.maximum(highest, scores)
+        if (key == _EDGE - 1) | (key == _BLOCK - _EDGE - 1) | (key == _BLOCK - 1):
+            plane = tl.where(key == _EDGE - 1, 1, tl.where(key == _BLOCK - 1, 2, 0))
+            tl.store(to + (plane * ROOM + step * _STEP) * OWN, highest)
+            shares = log2_scores(highest.to(tl.float32), factor, ceiling, SOFTCAP)
+            shares -= tl.load(sums_ptr + row)[None, :]
+            known = step * _STEP + tl.arange(0, _STEP) < number
+            far = (known & (block > 0) & (block < near))[:, None]
+            total += tl.sum(tl.where(far, tl.exp2(tl.minimum(shares, 100.0)), 0.0), 0)
+            highest = tl.full([_STEP, OWN], float("-inf"), HALF)
+    sums = tl.load(sums_ptr + row)
+    tl.store(sums_ptr + row, tl.where(total > 1, sums + tl.log2(1 + total), sums))
+
+
+@triton.jit
+def rate_candidates(
+    scores_ptr, sums_ptr, factors_ptr, number_ptr, ratings_ptr, programs, bundles, groups, ceiling,
+    TILES: tl.constexpr, LINES: tl.constexpr, SOFTCAP: tl.constexpr, GROUPS: tl.constexpr,
+    PARTS: tl.constexpr, ROOM: tl.constexpr,
+):  # fmt: skip
+    """Log2 of the largest share of a row of a tile that a key of each candidate's planes has."""
+    OWN: tl.constexpr = LINES // GROUPS
+    EACH: tl.constexpr = OWN * PARTS // _GROUP_TILES
+    tile = tl.program_id(0)
+    item = tl.program_id(1)
+    group = tile // _GROUP_TILES
+    part = tile * PARTS // _GROUP_TILES
+    line = tile % (_GROUP_TILES // PARTS) * EACH + tl.arange(0, EACH)
+    number = tl.load(number_ptr + item * groups + group)
+    to = ratings_ptr + (item * groups * _GROUP_TILES + tile).to(tl.int64) * (_PLANES * ROOM)
+    for at in range(0, _PLANES * ROOM, _STEP):
+        place = at + tl.arange(0, _STEP)
+        if at % ROOM < number:
+            best = tl.full([_STEP], float("-inf"), tl.float32)
+            for bundle in range(0, bundles):
+                own = (item * programs + part // GROUPS) * bundles + bundle
+                row = own.to(tl.int64) * LINES + part % GROUPS * OWN + line
+                scores = (item * groups * PARTS + part) * bundles + bundle
+                scores = scores_ptr + scores.to(tl.int64) * (_PLANES * ROOM * OWN)
+                shares = tl.load(scores + place[:, None] * OWN + line[None, :]).to(tl.float32)
+                shares = log2_scores(shares, tl.load(factors_ptr + own), ceiling, SOFTCAP)
+                best = tl.maximum(best, tl.max(shares - tl.load(sums_ptr + row)[None, :], 1))
+            tl.store(to + place, best)
+
+
+def listed_keys(
+    sampled: Rows, cells: Cells, layout: Layout, plan: Plan, group: int, count: int
+) -> tuple[
+    Float[Tensor, "items count 4 planes room"],
+    Int[Tensor, "items count room"],
+    Int[Tensor, "items count"],
+]:
+    """Ratings of the candidates of `count` groups from `group` on, which blocks they are and how
+    many; changes the sums of `sampled`."""
+    assert cells.fine is not None
+    slots, tiles, fixed = sampled.factors.shape, sampled.tiles, sampled.fixed
+    items, programs, bundles = slots
+    groups, parts = max(1, tiles // GROUP_TILES), max(1, GROUP_TILES // tiles)
+    blocks, device, dtype = 2 * -(-layout.kv_len // TILE), cells.keys.device, torch.float32
+    if fixed["FP8"]:
+        dtype = torch.float16
+    bounds = (layout.first, layout.stop, layout.q_len, layout.kv_len)
+    steps = -(-blocks // STEP)
+    each = -(-steps // min(steps, -(-PROGRAMS // sampled.factors.numel())))
+    splits = -(-steps // each)
+    coarse = torch.empty((*slots, groups, blocks), dtype=dtype, device=device)
+    rate_means[(programs, bundles * splits, items)](
+        sampled.rows, cells.fine, sampled.sums, sampled.factors, coarse, *bounds,
+        cells.fine.shape[2], blocks, group * GROUP_TILES, sampled.ceiling, splits, each,
+        LINES=sampled.lines, GROUPS=groups, **fixed,
+    )  # fmt: skip
+    room, width = plan.candidates, power_of_two(blocks)
+    places = torch.empty((items, count, room), dtype=torch.int32, device=device)
+    number = torch.empty((items, count), dtype=torch.int32, device=device)
+    take_candidates[(count, items)](
+        coarse, places, number, *bounds, blocks, programs, bundles, group, room - LEAST_WIDER,
+        HKV=fixed["HKV"], GROUPS=groups, PARTS=parts, ROOM=room, NB=width,
+        num_warps=min(16, max(4, width // 512)),
+    )  # fmt: skip
+    own = sampled.lines // groups
+    scores = torch.empty(
+        (items, count * parts, bundles, PLANES, room, own), dtype=dtype, device=device
+    )
+    score_candidates[(count * parts, bundles, items)](
+        sampled.rows, cells.keys, sampled.sums, sampled.factors, places, number, scores, *bounds,
+        cells.keys.shape[2], programs, count, group, sampled.ceiling, LINES=sampled.lines,
+        GROUPS=groups, PARTS=parts, ROOM=room, **fixed,
+    )  # fmt: skip
+    ratings = torch.empty((items, count, GROUP_TILES, PLANES, room), device=device)
+    rate_candidates[(count * GROUP_TILES, items)](
+        scores, sampled.sums, sampled.factors, number, ratings, programs, bundles, count,
+        sampled.ceiling, TILES=tiles, LINES=sampled.lines, SOFTCAP=fixed["SOFTCAP"], GROUPS=groups,
+        PARTS=parts, ROOM=room, num_warps=4,
+    )  # fmt: skip
+    return ratings, places, number
