@@ -55,22 +55,76 @@ class Variant:
     edits: tuple[tuple[str, str], ...] = ()
 
 
+DIAGONAL = """    if (low | high) != 0:
+        acc, peak, total = _diagonal(
+            q, wide, acc, peak, total, scaling, pos, tile, origin, real, low, high, window, sink,
+            D, WIDE, TMA, SOFTCAP, PRECISION, PAGE,
+        )  # fmt: skip
+"""
+BASE = "    base = origin + tile * _TILE\n"
+DIAGONAL_FIRST = ((DIAGONAL, ""), (BASE, DIAGONAL + BASE))
+COMPARED = (("    plain = count_below(columns, n, plain)\n", "    plain = n * 0 - 1\n"),)
+"""Columns by the positions of rows, as those that not all rows see."""
+
+
+def _own_step(old: str, new: str, before: str = "") -> tuple[tuple[str, str], ...]:
+    """The softmax step with another line, in the variant's own module."""
+    own = inspect.getsource(triton_parts.attend.fn)
+    assert own.count(old) == 1
+    line = "MIN_FP8_DIM = 32\n"
+    return ((line, f"{before}\n\n{own.replace(old, new)}\n\n{line}"),)
+
+
 def _fast_sums() -> tuple[tuple[str, str], ...]:
     """fp8 weights times values summed over all steps by the tensor cores, some 14 bits wide."""
-    own = inspect.getsource(triton_parts.attend.fn)
-    changed = own.replace(", max_num_imprecise_acc=KEYS", "")
-    assert changed != own
-    line = "MIN_FP8_DIM = 32\n"
     order = "from minference.ops.attention.triton_fp8 import in_value_order\n"
-    return ((line, f"{order}\n\n{changed}\n\n{line}"),)
+    return _own_step(", max_num_imprecise_acc=KEYS", "", order)
+
+
+EXP2 = '''EXP2_4 = tl.constexpr("""{
+.reg .f32 x, whole, part, y;
+.reg .b32 up;
+ex2.approx.ftz.f32 $0, $4;
+ex2.approx.ftz.f32 $1, $5;
+ex2.approx.ftz.f32 $2, $6;
+max.ftz.f32 x, $7, 0fC2FC0000;
+add.rn.ftz.f32 whole, x, 0f4B400000;
+sub.rn.ftz.f32 part, whole, 0f4B400000;
+sub.rn.ftz.f32 part, x, part;
+fma.rn.ftz.f32 y, part, 0f3D61FBB0, 0f3E786F0F;
+fma.rn.ftz.f32 y, y, part, 0f3F31798D;
+fma.rn.ftz.f32 y, y, part, 0f3F7FFB49;
+mov.b32 up, whole;
+shl.b32 up, up, 23;
+mov.b32 $3, y;
+add.s32 $3, $3, up;
+}""")
+
+
+@triton.jit
+def _exp2(x):
+    return tl.inline_asm_elementwise(
+        EXP2_4, "=r,=r,=r,=r,r,r,r,r", [x], dtype=tl.float32, is_pure=True, pack=4
+    )
+'''
+"""Every fourth exponential by a polynomial of degree 3, 7e-5 off, on the ordinary cores."""
+POLYNOMIAL = _own_step(
+    "weights = tl.exp2(scores * factor - safe[:, None])",
+    "weights = _exp2(scores * factor - safe[:, None])",
+    EXP2 + "\nfrom minference.ops.attention.triton_fp8 import in_value_order\n",
+)
 
 
 VARIANTS = (
     Variant("library", AttentionLaunch(128, 128, 3, 8)),
+    Variant("diagonal first", AttentionLaunch(128, 128, 3, 8), DIAGONAL_FIRST),
+    Variant("columns by position", AttentionLaunch(128, 128, 3, 8), COMPARED),
+    Variant("polynomial", AttentionLaunch(128, 128, 3, 8), POLYNOMIAL),
     Variant("2 stages", AttentionLaunch(128, 128, 2, 8)),
     Variant("offsets inside, 2 stages", AttentionLaunch(128, 128, 2, 8), INSIDE),
     Variant("64 keys, 4 stages", AttentionLaunch(128, 64, 4, 8)),
     Variant("64 rows, 4 warps", AttentionLaunch(64, 64, 3, 4)),
+    Variant("64 keys, 2 stages, 4 warps", AttentionLaunch(128, 64, 2, 4)),
 )
 FP8_VARIANTS = (
     Variant("library", AttentionLaunch(64, 128, 3, 4)),

@@ -31,8 +31,12 @@ from minference.ops.attention.triton_lists import count_below, pack_columns, pai
 from minference.ops.attention.triton_parts import (
     NEVER,
     RAISED,
+    ROWS_OF_KEY,
+    UNMASKED,
+    WHOLE_KEYS,
     attend,
     bitmap_of,
+    bits_of_step,
     closes_at,
     covered,
     in_pages,
@@ -42,11 +46,14 @@ from minference.ops.attention.triton_parts import (
     rows_at,
     store_tile,
     tile_dim,
+    uncovered_bits,
 )
 
 MIN_FP8_DIM = 32
 _TILE = tl.constexpr(TILE)
 _BLOCK = tl.constexpr(BLOCK)
+_COLUMNS = tl.constexpr(1024)
+"""Columns whose coverage a program looks up at once."""
 
 
 @triton.jit
@@ -159,7 +166,7 @@ def _diagonal(
         closes = closes_at(key, window, sink)
         closes = tl.where(halves == 1, tl.minimum(closes, middle), closes)
         acc, peak, total = attend(
-            q, k, v, acc, peak, total, scaling, pos, opens, closes, True, SOFTCAP, PRECISION
+            q, k, v, acc, peak, total, scaling, pos, opens, closes, ROWS_OF_KEY, SOFTCAP, PRECISION
         )
     return acc, peak, total
 
@@ -170,7 +177,7 @@ def _sparse_attention(
     group_tiles_ptr, window_ptr, sink_ptr, first_ptr, stop_ptr, q_steps, k_steps, v_steps,
     slots, q_len, kv_len, scaling, packed_k_ptr, packed_v_ptr, packed_rows,
     steps_ptr, places_ptr, plans_ptr, k_wide, v_wide, k_narrow, v_narrow, k_packed, v_packed,
-    H: tl.constexpr, HKV: tl.constexpr, LISTS: tl.constexpr, D: tl.constexpr,
+    k_few, v_few, H: tl.constexpr, HKV: tl.constexpr, LISTS: tl.constexpr, D: tl.constexpr,
     ROWS: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
     SOFTCAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr, PAGE: tl.constexpr, table,
     scales, packed_place,
@@ -207,6 +214,7 @@ def _sparse_attention(
     narrow = (k_from, v_from, k_narrow, v_narrow, steps_of, b, kv_head, kv_len, pages)
     packed_steps = (D, packed_rows if FP8 else D, 0, 0)
     packed = (packed_k_ptr, packed_v_ptr, k_packed, v_packed, packed_steps, 0, 0, packed_rows, 0)
+    few = (packed_k_ptr, packed_v_ptr, k_few, v_few, packed_steps, 0, 0, packed_rows, 0)
     origin = first
     v_scale = 1.0
     if FP8:
@@ -242,11 +250,6 @@ def _sparse_attention(
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    if (low | high) != 0:
-        acc, peak, total = _diagonal(
-            q, wide, acc, peak, total, scaling, pos, tile, origin, real, low, high, window, sink,
-            D, WIDE, TMA, SOFTCAP, PRECISION, PAGE,
-        )  # fmt: skip
     base = origin + tile * _TILE
     # each offset is read a step ahead: else its load takes a stage of K and V
     ahead = tl.load(steps, mask=n_pairs > 0, other=0)
@@ -256,7 +259,7 @@ def _sparse_attention(
         ahead = tl.load(steps + tl.minimum((i + 1) // SPLIT, n_pairs - 1))
         k, v = _keys_values(wide, at_row, D, WIDE, TMA, False, PRECISION, PAGE)
         acc, peak, total = attend(
-            q, k, v, acc, peak, total, scaling, pos, pos, pos, False, SOFTCAP, PRECISION
+            q, k, v, acc, peak, total, scaling, pos, pos, pos, UNMASKED, SOFTCAP, PRECISION
         )
     last = steps + (n - 1)
     ahead = tl.load(last, mask=n_singles > 0, other=0)
@@ -265,15 +268,15 @@ def _sparse_attention(
         ahead = tl.load(last - tl.minimum(i + 1, n_singles - 1))
         k, v = _keys_values(narrow, at_row, D, _BLOCK, TMA, False, PRECISION, PAGE)
         acc, peak, total = attend(
-            q, k, v, acc, peak, total, scaling, pos, pos, pos, False, SOFTCAP, PRECISION
+            q, k, v, acc, peak, total, scaling, pos, pos, pos, UNMASKED, SOFTCAP, PRECISION
         )
     for i in tl.range(masked, end, num_stages=STAGES):
         begin = tile * _TILE - tl.load(offsets + i) * _BLOCK
         key = begin + tl.arange(0, _BLOCK)
         k, v = _keys_values(narrow, origin + begin, D, _BLOCK, TMA, False, PRECISION, PAGE)
         acc, peak, total = attend(
-            q, k, v, acc, peak, total, scaling, pos, key, closes_at(key, window, sink), True,
-            SOFTCAP, PRECISION,
+            q, k, v, acc, peak, total, scaling, pos, key, closes_at(key, window, sink),
+            ROWS_OF_KEY, SOFTCAP, PRECISION,
         )  # fmt: skip
     for i in tl.range(0, n_blocks, num_stages=STAGES):
         entry = tl.load(blocks + i)
@@ -286,8 +289,8 @@ def _sparse_attention(
         closes = closes_at(key, window, sink)
         closes = tl.where(entry & 3 == 1, tl.minimum(closes, middle), closes)
         acc, peak, total = attend(
-            q, k, v, acc, peak, total, scaling, pos, key * 0 + opens, closes, True, SOFTCAP,
-            PRECISION,
+            q, k, v, acc, peak, total, scaling, pos, key * 0 + opens, closes, ROWS_OF_KEY,
+            SOFTCAP, PRECISION,
         )  # fmt: skip
 
     # columns inside the leading run of offsets are covered, whatever the bitmap says of others
@@ -296,14 +299,37 @@ def _sparse_attention(
         first_row = tl.load(packed_place + item)
     bound = tl.minimum(real, (2 * tile + 2 - local) * _BLOCK)
     n = count_below(columns, n * live, bound)
-    for i in tl.range(0, n, WIDE, num_stages=STAGES):
-        k, v = _keys_values(packed, first_row + i, D, WIDE, TMA, True, PRECISION, 0)
-        place = i + tl.arange(0, WIDE)
-        key = tl.load(columns + place, mask=place < n, other=0)
-        there = (place < n) & (covered(bitmap, 2 * tile - (key >> 6)) == 0)
-        acc, peak, total = attend(
-            q, k, v, acc, peak, total, scaling, pos, tl.where(there, key, NEVER),
-            closes_at(key, window, sink), True, SOFTCAP, PRECISION,
+    # all rows see a column before the tile, where no window ends before it
+    plain = tl.where(window >= bound + _TILE, tl.minimum(bound, tile * _TILE), 0)
+    plain = count_below(columns, n, plain)
+    STEPS: tl.constexpr = _COLUMNS // WIDE
+    for chunk in range(0, n, _COLUMNS):
+        words = uncovered_bits(columns, chunk, n, bitmap, tile, STEPS, WIDE)
+        end = tl.minimum(n - chunk, _COLUMNS)
+        whole = tl.where(
+            plain == n, end, tl.minimum(tl.maximum(plain - chunk, 0) // WIDE, STEPS) * WIDE
+        )
+        for i in tl.range(0, whole, WIDE, num_stages=STAGES):
+            k, v = _keys_values(packed, first_row + chunk + i, D, WIDE, TMA, True, PRECISION, 0)
+            shown = bits_of_step(words, i, STEPS, WIDE, WIDE)
+            acc, peak, total = attend(
+                q, k, v, acc, peak, total, scaling, pos, shown, pos, WHOLE_KEYS, SOFTCAP, PRECISION
+            )
+        for i in tl.range(whole, end, _BLOCK, num_stages=STAGES):
+            begin = chunk + i
+            k, v = _keys_values(few, first_row + begin, D, _BLOCK, TMA, True, PRECISION, 0)
+            place = begin + tl.arange(0, _BLOCK)
+            key = tl.load(columns + place, mask=place < n, other=0)
+            shown = bits_of_step(words, i, STEPS, WIDE, _BLOCK)
+            acc, peak, total = attend(
+                q, k, v, acc, peak, total, scaling, pos, tl.where(shown != 0, key, NEVER),
+                closes_at(key, window, sink), ROWS_OF_KEY, SOFTCAP, PRECISION,
+            )  # fmt: skip
+    # last: ahead of the loops it makes the compiler (ptxas 12.8) wait for every single product
+    if (low | high) != 0:
+        acc, peak, total = _diagonal(
+            q, wide, acc, peak, total, scaling, pos, tile, origin, real, low, high, window, sink,
+            D, WIDE, TMA, SOFTCAP, PRECISION, PAGE,
         )  # fmt: skip
 
     at = (b * H + head).to(tl.int64) * q_len + row
@@ -412,7 +438,8 @@ def sparse_attention(
     _sparse_attention[grid](
         *data, *packed, packed[0].shape[2], *pair_offsets(index.offsets),
         *_descriptors(k, v, tuned.wide, tma=tma), *_descriptors(k, v, BLOCK, tma=tma),
-        *_descriptors(*packed, tuned.wide, tma=tma), WIDE=tuned.wide, STAGES=stages,
-        TMA=tma, PRECISION="fp8" if fp8 else "tf32", scales=scales, packed_place=place, **fixed,
+        *_descriptors(*packed, tuned.wide, tma=tma), *_descriptors(*packed, BLOCK, tma=tma),
+        WIDE=tuned.wide, STAGES=stages, TMA=tma, PRECISION="fp8" if fp8 else "tf32",
+        scales=scales, packed_place=place, **fixed,
     )  # fmt: skip
     return out, lse

@@ -10,6 +10,7 @@ import triton.language as tl
 from minference.ops.attention.triton_lists import count_below
 from minference.ops.attention.triton_parts import (
     NEVER,
+    ROWS_OF_KEY,
     attend,
     bitmap_of,
     closes_at,
@@ -110,7 +111,8 @@ def sparse_attention_exact(
         v_at = rows_at(at_row, paged, v_steps[2], v_steps[0], PAGE)
         v = tl.load(v_from + v_at + column[None, :], mask=known, other=0.0)
         acc, peak, total = attend(
-            q, k, v, acc, peak, total, scaling, pos, opens, closes, True, SOFTCAP, PRECISION
-        )
+            q, k, v, acc, peak, total, scaling, pos, opens, closes, ROWS_OF_KEY,
+            SOFTCAP, PRECISION,
+        )  # fmt: skip
     at = (b * H + head).to(tl.int64) * q_len + row
     store_tile(out_ptr, lse_ptr, at, acc, peak, total, inside, wanted, D, LSE)

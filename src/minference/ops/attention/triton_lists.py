@@ -156,7 +156,8 @@ def pack_columns(
     Places that no list uses hold zeros, so that a tile may read past a list's end.
     """
     columns, dim = index.columns, k.shape[3]
-    packed_k = k.new_zeros((columns.values.numel(), dim))
+    # TMA has no tensors without rows
+    packed_k = k.new_zeros((max(1, columns.values.numel()), dim))
     packed_v = torch.zeros_like(packed_k)
     _pack[(PACK_PROGRAMS, index.batch * index.heads)](
         k, v, packed_k, packed_v, columns.values, columns.start.contiguous(),

@@ -7,6 +7,10 @@ from minference.ops.attention.triton_fp8 import in_value_order
 
 NEVER = tl.constexpr((1 << 31) - 1)
 """A position that no row reaches."""
+UNMASKED = tl.constexpr(0)
+ROWS_OF_KEY = tl.constexpr(1)
+WHOLE_KEYS = tl.constexpr(2)
+"""What hides scores of a step: nothing, each key from rows of its own, some keys from all rows."""
 RAISED = tl.constexpr(8)
 """fp8 weights are multiplied by 2 to this power: what lies below 2^-17 of the largest is lost."""
 
@@ -67,20 +71,23 @@ def attend(
     q, k, v, acc, peak, total, scaling, pos, opens, closes, MASK: tl.constexpr,
     SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One step of the online softmax in base 2; with MASK, row `pos` sees key n iff
-    opens[n] <= pos < closes[n]. With PRECISION "fp8", v lies in the order of `value_key`."""
+    """One step of the online softmax in base 2. With MASK ROWS_OF_KEY, row `pos` sees key n iff
+    opens[n] <= pos < closes[n]; with WHOLE_KEYS all rows see key n iff opens[n] is not 0. With
+    PRECISION "fp8", v lies in the order of `value_key`."""
     factor, ceiling = scaling
     INPUT: tl.constexpr = "tf32" if PRECISION == "fp8" else PRECISION
     scores = tl.dot(q, k.T, input_precision=INPUT)  # [ROWS, keys]
     if SOFTCAP:
         scores = ceiling - 2 * ceiling / (tl.exp2(scores * factor) + 1)
         factor = 1.0
-    if MASK:
+    if MASK == ROWS_OF_KEY:
         seen = (opens[None, :] <= pos[:, None]) & (pos[:, None] < closes[None, :])
         scores = tl.where(seen, scores, float("-inf"))
+    if MASK == WHOLE_KEYS:
+        scores = tl.where(opens[None, :] != 0, scores, float("-inf"))
     risen = tl.maximum(peak, tl.max(scores, 1) * factor)
     safe = risen
-    if MASK:
+    if MASK != UNMASKED:
         # a row that has seen no key yet would give inf - inf
         safe = tl.where(risen == float("-inf"), 0.0, risen)
     fade = tl.exp2(peak - safe)
@@ -128,6 +135,38 @@ def covered(bitmap, offset):
     slot = offset + 1
     word = tl.load(ptr + (slot >> 5), mask=(slot >= 0) & ((slot >> 5) < words), other=0)
     return (word >> (slot & 31)) & 1
+
+
+@triton.jit
+def uncovered_bits(columns, begin, n, bitmap, tile, STEPS: tl.constexpr, WIDE: tl.constexpr):
+    """Which of the columns [begin, begin + STEPS * WIDE) no offset covers: bits, [STEPS, 4].
+
+    Bit 2 j + e of word t is for column 8 j + 2 t + e of a step: those of one thread, as the tensor
+    cores lay scores out, so that a thread needs one word a step.
+    """
+    place = begin + tl.arange(0, STEPS * WIDE)
+    key = tl.load(columns + place, mask=place < n, other=0)
+    there = (place < n) & (covered(bitmap, 2 * tile - (key >> 6)) == 0)
+    bits = tl.where(there, 1 << bit_of(place % WIDE), 0)
+    return tl.sum(tl.sum(bits.reshape(STEPS, WIDE // 8, 4, 2), 3), 1)
+
+
+@triton.jit
+def bit_of(column):
+    """The bit of a step's column in its word of `uncovered_bits`."""
+    return column // 8 * 2 + column % 2
+
+
+@triton.jit
+def bits_of_step(words, begin, STEPS: tl.constexpr, WIDE: tl.constexpr, KEYS: tl.constexpr):
+    """The columns [begin, begin + KEYS) of `uncovered_bits`, 0 where an offset covers them; KEYS
+    divides WIDE and `begin`. [KEYS]"""
+    step = begin // WIDE
+    own = tl.sum(tl.where(tl.arange(0, STEPS)[:, None] == step, words, 0), 0)  # [4]
+    if KEYS < WIDE:
+        own >>= begin % WIDE // 4
+    own = tl.broadcast_to(own[None, :, None], (KEYS // 8, 4, 2)).reshape(KEYS)
+    return own & (1 << bit_of(tl.arange(0, KEYS)))
 
 
 @triton.jit

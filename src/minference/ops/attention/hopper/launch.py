@@ -200,7 +200,8 @@ def _list_words(lists: Ragged) -> tuple[int, int, int, int]:
 
 def _pack_columns(k: Tensor, v: Tensor, index: SparseIndex) -> tuple[Tensor, Tensor]:
     """K and V rows of the columns, [entries of the lists, D] each; rows of no list are zero."""
-    rows, dim = index.columns.values.numel(), k.shape[-1]
+    # TMA has no tensors without rows
+    rows, dim = max(1, index.columns.values.numel()), k.shape[-1]
     packed = torch.zeros((2, rows, dim), dtype=k.dtype, device=k.device)
     unit = 16 // k.element_size()
     words = dim // unit
