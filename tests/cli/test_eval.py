@@ -37,6 +37,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Subject(name, model, Bytes())
 
     monkeypatch.setattr(command, "_load", load)
+    monkeypatch.setattr(command, "_tokenizer", lambda name: Bytes())
     return names
 
 
@@ -88,8 +89,9 @@ def test_the_default_model_is_missed_by_name(
 ) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="'models/needle' of the repository is not here"):
-        command._load(command.DEFAULT_MODEL, None)
+    for load in (lambda name: command._load(name, None), command._tokenizer):
+        with pytest.raises(ValueError, match="'models/needle' of the repository is not here"):
+            load(command.DEFAULT_MODEL)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,7 @@ def test_the_default_model_is_missed_by_name(
         (["--lengths", "4.5k"], "16384, 16k or 1m"),
         (["--samples", "0"], "samples must be at least 1"),
         (["--depths", "0"], "depths must be at least 1"),
+        (["--lengths", "4k,64"], "with 1 questions does not fit into length 64"),
         (["-o", __file__], "results cannot be written to"),
     ],
 )

@@ -31,6 +31,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("qwen3")
     model.set_attn_implementation("sdpa")
     monkeypatch.setattr(command, "_load", lambda name, device: Subject(name, model, Bytes()))
+    monkeypatch.setattr(command, "_tokenizer", lambda name: Bytes())
 
 
 def invoke(*words: object) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from minference.cli import app, main, subject
+from minference.head_patterns import HeadPatterns
+from minference.patterns import AShape, VerticalSlash
 
 RUNNER = CliRunner()
 SHAPE = ["--method", "a_shape:sink=64,local=128,min_seq_len=0"]
@@ -115,6 +118,38 @@ def test_bad_options_are_named(tiny_folder: str, tmp_path: Path) -> None:
     assert "prompt is empty" in error(tiny_folder, "--prompt", "")
 
 
+def test_a_head_that_is_not_there_is_named_before_loading(tiny_folder: str) -> None:
+    for options in (["--layer", "99"], ["--head", "4"]):
+        done = RUNNER.invoke(app, ["run", tiny_folder, *PROMPT, "--plot", "x.png", *options])
+        assert "must be 0 to 3 for this model" in str(done.exception)
+        assert "loading" not in done.stderr
+
+
+def test_patterns_in_the_models_folder_are_taken(tiny_folder: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    copytree(tiny_folder, folder)
+    row = (AShape(64, 64), AShape(64, 64), AShape(64, 64), VerticalSlash(30, 60))
+    table = HeadPatterns((row,) * 4).save(folder / "patterns.json")
+    words = [str(folder), *PROMPT, *SHORT]
+    done = RUNNER.invoke(app, ["run", *words, "--method", "minference:min_seq_len=0"])
+    assert f"patterns of {table}" in done.stderr
+    told = as_json(*words, "--method", "minference:min_seq_len=0")
+    named = as_json(*words, "--method", f"minference:min_seq_len=0,patterns={table}")
+    assert told["sparse"]["layers"] == named["sparse"]["layers"]
+    assert told["patterns"] == named["patterns"] == str(table)
+    assert told["method"] == "minference:min_seq_len=0"
+    for budgets in ("vertical=500,slash=500", "budget_length=none"):
+        own = as_json(*words, "--method", f"minference:min_seq_len=0,{budgets}")
+        assert own["sparse"]["layers"] != told["sparse"]["layers"]
+        assert own["patterns"] is None
+    other = RUNNER.invoke(app, ["run", *words, *SHAPE])
+    assert "patterns of" not in other.stderr
+    table.rename(folder / "head_patterns.json")
+    assert as_json(*words, "--method", "minference:min_seq_len=0")["patterns"].endswith(
+        "head_patterns.json"
+    )
+
+
 def test_a_terminal_is_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     with pytest.raises(ValueError, match="no prompt; give --prompt TEXT"):
@@ -131,4 +166,4 @@ def test_a_model_that_is_not_there_is_one_sentence(
     assert stopped.value.code == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert told[-1].startswith(f"error: model {gone!r} cannot be loaded: ")
-    assert len(told) == 2  # the first one says that it loads
+    assert len(told) == 1

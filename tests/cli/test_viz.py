@@ -62,6 +62,14 @@ def test_attention_of_dense_layers(tiny_folder: str, tmp_path: Path) -> None:
     assert "head must be 0 to 3 for this model, got 9" in str(wrong.exception)
 
 
+def test_a_layer_that_is_not_there_is_named_before_loading(tiny_folder: str) -> None:
+    pytest.importorskip("matplotlib")
+    words = ["viz", "attention", tiny_folder, "--prompt", "a", "--layer", "99"]
+    done = RUNNER.invoke(app, words)
+    assert "layer must be 0 to 3 for this model, got 99" in str(done.exception)
+    assert "loading" not in done.stderr
+
+
 def results(folder: Path) -> str:
     """Four answers and two prefills as `minference eval` writes them."""
     base = {"task": "niah", "length": 4096, "placement": "end", "split": "dev", "questions": 1}

@@ -59,9 +59,9 @@ def run(
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
 ) -> None:
     """Ask the same seeded questions under every method; run it again to go on after a kill."""
-    from minference.eval.plan import make_cells, resolve_tasks
+    from minference.eval.plan import check_cells, make_cells, resolve_tasks
     from minference.eval.records import make_folder
-    from minference.eval.runner import default_workers, run_cells
+    from minference.eval.runner import default_workers, measure_of, run_cells
     from minference.lengths import parse_length
     from minference.methods.spec import parse_methods
 
@@ -83,6 +83,7 @@ def run(
         )
     )
     make_folder(Path(output))
+    check_cells(cells, measure_of(_tokenizer(model)))
     subject = _load(model, device)
     records = run_cells(
         subject,
@@ -152,12 +153,23 @@ def _load(name: str, device: str | None) -> Subject:
     from minference.eval.runner import Subject
     from minference.integrations.transformers.load import load
 
+    _check_shipped(name)
+    return Subject(name, *load(name, device))
+
+
+def _tokenizer(name: str) -> Any:  # noqa: ANN401
+    from minference.integrations.transformers.load import load_tokenizer
+
+    _check_shipped(name)
+    return load_tokenizer(name)
+
+
+def _check_shipped(name: str) -> None:
     if name == DEFAULT_MODEL and not Path(name).is_dir():
         raise ValueError(
             f"the model {name!r} of the repository is not here; run this in its folder, or name a "
             "model: minference eval MODEL ..."
         )
-    return Subject(name, *load(name, device))
 
 
 def _progress() -> Progress:

@@ -43,9 +43,11 @@ def run(
         check_picture(plot)
     text, spec = given.text(prompt, file, demo_facts), parse_method(method)
     quiet = quiet or as_json
+    config = given.load_config(model)
+    spec = given.with_own_patterns(spec, model, quiet=quiet)
+    chosen = build_method(spec, config)
+    probe = Probe.of(config, layer, head) if plot else None
     subject = given.load_subject(model, quiet=quiet)
-    chosen = build_method(spec, subject.model.config)
-    probe = Probe.of(subject.model.config, layer, head) if plot else None
     asked = given.prompt_for(subject, text, tokens, seed)
     ids = side_by_side.encode(subject, asked.text, room=max_new_tokens)
     result: dict[str, Any] = {"method": method}
@@ -63,6 +65,7 @@ def run(
         probe.save(handle, plot)
         result["plot"] = str(plot)
     result |= {"model": model, "tokens": ids.shape[1], "expected": asked.expected, "seed": seed}
+    result["patterns"] = dict(spec.options).get("patterns")
     typer.echo(json.dumps(result) if as_json else report(result))
 
 

@@ -87,13 +87,9 @@ def describe(model: str) -> tuple[Any, Any]:
     Raises:
         ValueError: there is no such model.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from minference.integrations.transformers.load import load_config, load_tokenizer
 
-    try:
-        return AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"model {model!r} cannot be read: {reason}") from error
+    return load_config(model), load_tokenizer(model)
 
 
 def load(model: str) -> Any:  # noqa: ANN401

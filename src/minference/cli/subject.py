@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minference.head_patterns import FILE_NAME
 from minference.lengths import parse_length
 
 if TYPE_CHECKING:
     from minference.eval.runner import Subject
     from minference.eval.side_by_side import Prompt
+    from minference.methods.spec import MethodSpec
 
 Text = Annotated[
     str | None, typer.Option("--prompt", help="The prompt; stdin without it and --file.")
@@ -27,10 +30,21 @@ MethodText = Annotated[str, typer.Option("--method", help="name:key=value,... of
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress lines.")]
 
+PATTERN_FILES = ("patterns.json", FILE_NAME)
+"""Names of a table in a model's folder: as the documents write it, and as it saves itself."""
+BUDGETS = {"patterns", "vertical", "slash", "budget_length"}
+
 
 def load(name: str) -> tuple[Any, Any]:
     """The model and its tokenizer, loaded by transformers, which takes seconds to import."""
     from minference.integrations.transformers.load import load as load_now
+
+    return load_now(name)
+
+
+def load_config(name: str) -> Any:  # noqa: ANN401
+    """The configuration, by which a command refuses what does not suit the model."""
+    from minference.integrations.transformers.load import load_config as load_now
 
     return load_now(name)
 
@@ -71,6 +85,20 @@ def text(prompt: str | None, file: Path | None, demo_facts: bool) -> str | None:
     if sys.stdin.isatty():
         raise ValueError("no prompt; give --prompt TEXT, --file FILE or --demo-facts, or pipe one")
     return sys.stdin.read()
+
+
+def with_own_patterns(spec: MethodSpec, model: str, *, quiet: bool) -> MethodSpec:
+    """The method with the patterns that a search left in the model's folder, told on standard
+    error, unless it takes none or its options say something of patterns or budgets."""
+    from minference.methods import get_method
+
+    found = [path for name in PATTERN_FILES if (path := Path(model) / name).is_file()]
+    takes = any(field.name == "patterns" for field in fields(get_method(spec.name)))
+    if not found or not takes or {key for key, _ in spec.options} & BUDGETS:
+        return spec
+    if not quiet:
+        typer.echo(f"patterns of {found[0]}", err=True)
+    return replace(spec, options=(*spec.options, ("patterns", str(found[0]))))
 
 
 def prompt_for(subject: Subject, text: str | None, tokens: str, seed: int) -> Prompt:

@@ -57,9 +57,10 @@ def attention(
 
     text, spec = given.text(prompt, file, demo_facts), parse_method(method)
     quiet = quiet or as_json
+    config = given.load_config(model)
+    probe = Probe.of(config, layer, head)
+    chosen = build_method(given.with_own_patterns(spec, model, quiet=quiet), config)
     subject = given.load_subject(model, quiet=quiet)
-    probe = Probe.of(subject.model.config, layer, head)
-    chosen = build_method(spec, subject.model.config)
     ids = encode(subject, given.prompt_for(subject, text, tokens, seed).text)
     with layer_progress(subject.model, "prefill", quiet=quiet):
         handle = watch(subject.model, ids, chosen, probe, rows)

@@ -75,6 +75,19 @@ def draw(order: tuple[object, ...], measure: Measure = len) -> Sample:
     )
 
 
+def check_cells(cells: Iterable[Cell], measure: Measure) -> None:
+    """Draws the shortest first prompt of every task: what does not fit is said before any work.
+
+    Raises:
+        ValueError: a length too short for a task's prompt.
+    """
+    shortest: dict[str, Cell] = {}
+    for cell in sorted(cells, key=lambda cell: cell.length):
+        shortest.setdefault(cell.task, cell)
+    for cell in shortest.values():
+        draw(cell.order(0), measure)
+
+
 def draw_all(
     orders: Sequence[tuple[object, ...]], measure: Measure, workers: int = 0
 ) -> Generator[Sample]:
