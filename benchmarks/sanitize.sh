@@ -2,7 +2,7 @@
 # compute-sanitizer on the Hopper kernel: memcheck, initcheck, synccheck and racecheck as it ships,
 # then racecheck of the build in which one lane arrives for its warp (docs/hopper.md).
 #
-#   OUT=results bash benchmarks/sanitize.sh
+#   OUT=results [TOOLS="memcheck initcheck"] [LIMIT=60] bash benchmarks/sanitize.sh
 set -u
 : "${OUT:?name the folder for the results}"
 export PYTHONPATH="${PYTHONPATH:-src}"
@@ -20,5 +20,9 @@ tool() {
 }
 # the kernel is compiled and cached before a tool slows the process down
 "$python" benchmarks/sanitize.py && "$python" benchmarks/sanitize.py --one-lane || exit 1
-for name in memcheck initcheck synccheck racecheck; do tool "$name" "$name"; done
-tool racecheck racecheck_one_lane --one-lane
+for name in ${TOOLS:-memcheck initcheck synccheck racecheck racecheck_one_lane}; do
+  case $name in
+  racecheck_one_lane) tool racecheck "$name" --one-lane ;;
+  *) tool "$name" "$name" ;;
+  esac
+done
