@@ -115,13 +115,16 @@ def test_answers_and_times_are_drawn_together(tmp_path: Path) -> None:
         json.dumps(time | {"speedup": 2.0, "speedup_over": "fa3", "density": 0.1}) + "\n"
     )
     picture = tmp_path / "new" / "both.svg"
-    words = ["viz", "tradeoff", results(tmp_path), str(times), "--length", "4k", "--timed", "4k"]
+    words = ["viz", "tradeoff", results(tmp_path), str(times), "--answered", "4k", "--timed", "4k"]
     done = RUNNER.invoke(app, [*words, "--placement", "end", "-o", str(picture), "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout) == {"picture": str(picture), "points": {"4096": 1}}
+    panel = {"answered": 4096, "timed": 4096, "points": 1}
+    assert json.loads(done.stdout) == {"picture": str(picture), "panels": [panel]}
     assert "<svg" in picture.read_text()
     wrong = RUNNER.invoke(app, words)
     assert "no method has both answers and a time" in str(wrong.exception)
+    uneven = RUNNER.invoke(app, [*words, "--answered", "4k,8k"])
+    assert "one length or one for each of --timed" in str(uneven.exception)
 
 
 def test_results_without_the_wanted_are_errors(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minference.bench.peers import MethodTime, Times
-from minference.viz.accuracy_speed import accuracy_figure, accuracy_points
+from minference.viz.accuracy_speed import Panel, accuracy_figure, accuracy_points
 
 LONG = "minference:budget_length=none,selection=lines,vertical=512,slash=2048"
 
@@ -36,22 +36,23 @@ TIMES: Times = {
 
 
 def test_points_have_answers_beside_dense_and_a_time_the_best_first() -> None:
-    found = accuracy_points(RECORDS, TIMES, answered=32_768, timed=32_768)
+    found = accuracy_points(RECORDS, TIMES, 32_768, 32_768)
     assert [(p.method, p.gap.mean, p.time.speedup) for p in found] == [
         (LONG, -0.25, 0.5),
         ("a", -0.5, 4.0),
     ]
-    later = accuracy_points(RECORDS, TIMES, answered=32_768, timed=131_072)
+    later = accuracy_points(RECORDS, TIMES, 32_768, 131_072)
     assert [(p.method, p.gap.mean, p.time.speedup) for p in later] == [("a", -0.5, 8.0)]
-    assert accuracy_points(RECORDS, TIMES, answered=32_768, timed=32_768, placement="end") == []
+    assert accuracy_points(RECORDS, TIMES, 32_768, 32_768, placement="end") == []
 
 
 def test_the_figure_draws_each_method_at_its_speed_and_loss() -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.collections import PathCollection
 
-    lengths = (32_768, 131_072)
-    panels = {n: accuracy_points(RECORDS, TIMES, answered=32_768, timed=n) for n in lengths}
+    panels = [
+        Panel(32_768, n, accuracy_points(RECORDS, TIMES, 32_768, n)) for n in (32_768, 131_072)
+    ]
     figure = accuracy_figure(panels, title="t")
     left, right = figure.axes
     for axes, expected in ((left, [[1, 0], [0.5, 0.25], [4, 0.5]]), (right, [[1, 0], [8, 0.5]])):
@@ -60,6 +61,7 @@ def test_the_figure_draws_each_method_at_its_speed_and_loss() -> None:
             [place] for place in expected
         ]
     assert left.yaxis_inverted()
+    assert right.get_title() == "answers at 32K, time at 128K tokens"
     assert left.get_xlabel().endswith("times as fast as fa3")
     labels = [text.get_text() for text in left.texts]
     assert labels[:2] == [
@@ -75,8 +77,8 @@ def test_labels_do_not_touch() -> None:
     for n in range(12):
         records += answers(f"m{n}", [1, 0])
         times[32_768, f"m{n}"] = MethodTime(1.0, 1.0 + n, "fa3", 0.5, None)
-    found = accuracy_points(records, times, answered=32_768, timed=32_768)
-    (panel,) = accuracy_figure({32_768: found}, title="t").axes
+    found = accuracy_points(records, times, 32_768, 32_768)
+    (panel,) = accuracy_figure([Panel(32_768, 32_768, found)], title="t").axes
     heights = [text.get_position()[1] for text in panel.texts[:12]]
     assert all(b - a > 0.03 for a, b in pairwise(heights))
 
@@ -84,4 +86,4 @@ def test_labels_do_not_touch() -> None:
 def test_nothing_to_draw_is_an_error() -> None:
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="no method has both"):
-        accuracy_figure({32_768: []}, title="t")
+        accuracy_figure([Panel(32_768, 32_768, [])], title="t")

@@ -158,29 +158,35 @@ def tradeoff(
     times: Annotated[
         list[Path], typer.Argument(help="JSONL files of benchmarks/peer_times.py.", exists=True)
     ],
-    length: str = typer.Option("32k", help="Length of the prompts that were answered."),
-    timed: str = typer.Option("32k,128k", help="Lengths of the times, comma-separated."),
+    answered: str = typer.Option("32k", help="Lengths of the prompts that were answered."),
+    timed: str = typer.Option("32k,128k", help="Lengths of the times, a panel each."),
     placement: str = typer.Option("spread", help="Where the questions were: end or spread."),
     out: Out = Path("accuracy_speed.png"),
     as_json: given.AsJson = False,
 ) -> None:
     """Accuracy lost against the speed-up over the best dense kernel, a point a method."""
     from minference.bench.peers import read_times
-    from minference.viz.accuracy_speed import accuracy_figure, accuracy_points
+    from minference.viz.accuracy_speed import Panel, accuracy_figure, accuracy_points
 
-    records, found = _records(results), read_times(times)
-    answered = parse_length(length)
-    panels = {
-        tokens: accuracy_points(
-            records, found, answered=answered, timed=tokens, placement=placement
+    shown, spent = ([parse_length(x) for x in text.split(",")] for text in (answered, timed))
+    if len(shown) not in (1, len(spent)):
+        raise ValueError(
+            f"--answered must name one length or one for each of --timed, got {answered!r} and "
+            f"{timed!r}"
         )
-        for tokens in map(parse_length, timed.split(","))
-    }
+    records, found = _records(results), read_times(times)
+    panels = [
+        Panel(one, other, accuracy_points(records, found, one, other, placement=placement))
+        for one, other in zip(shown * (len(spent) // len(shown)), spent, strict=True)
+    ]
     gpus = sorted({time.gpu or "CPU" for time in found.values()})
-    title = f"answers at {answered >> 10}K tokens, {placement}; times on {', '.join(gpus)}"
-    figure = accuracy_figure(panels, title=title)
-    drawn = {str(tokens): len(points) for tokens, points in panels.items()}
-    _save(figure, out, as_json, {"points": drawn})
+    where = "along the end" if placement == "spread" else "at the end"
+    figure = accuracy_figure(panels, title=f"questions {where}; times on {', '.join(gpus)}")
+    drawn = [
+        {"answered": panel.answered, "timed": panel.timed, "points": len(panel.points)}
+        for panel in panels
+    ]
+    _save(figure, out, as_json, {"panels": drawn})
 
 
 def _records(path: Path) -> list[Record]:

@@ -34,12 +34,21 @@ class AccuracyPoint:
     time: MethodTime
 
 
+@dataclass(frozen=True)
+class Panel:
+    """Methods, and the lengths in tokens at which they answered and were timed."""
+
+    answered: int
+    timed: int
+    points: Sequence[AccuracyPoint]
+
+
 def accuracy_points(
     records: Iterable[Mapping[str, Any]],
     times: Times,
-    *,
     answered: int,
     timed: int,
+    *,
     placement: str = "spread",
 ) -> list[AccuracyPoint]:
     """Methods that have answers at one length and a time at one, the most accurate first.
@@ -65,49 +74,51 @@ def accuracy_points(
     return sorted(points, key=lambda point: -point.gap.mean)
 
 
-def accuracy_figure(panels: Mapping[int, Sequence[AccuracyPoint]], *, title: str) -> Figure:
-    """A panel for each length of the times; up and to the right is better. Behind a method's label
-    stands the density of what was timed.
+def accuracy_figure(panels: Sequence[Panel], *, title: str) -> Figure:
+    """Panels side by side; up and to the right is better. Behind a method's label stands the
+    density of what was timed.
 
     Raises:
         ValueError: no point in any panel.
     """
     from matplotlib.figure import Figure
 
-    if not any(panels.values()):
+    if not any(panel.points for panel in panels):
         raise ValueError(
             "no method has both answers and a time; name files of `minference eval` and of "
             "benchmarks/peer_times.py with the same methods"
         )
     figure = Figure(figsize=(6.6 * len(panels), 6.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for panel, (length, points) in zip(axes, panels.items(), strict=True):
-        _panel(panel, points)
-        over = ", ".join(sorted({point.time.over for point in points}))
-        panel.set_title(f"timed at {length >> 10}K tokens", fontsize=10)
-        panel.set_xlabel(f"attention of a layer with its index,\ntimes as fast as {over}")
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw(axis, panel.points)
+        over = ", ".join(sorted({point.time.over for point in panel.points}))
+        axis.set_title(
+            f"answers at {panel.answered >> 10}K, time at {panel.timed >> 10}K tokens", fontsize=10
+        )
+        axis.set_xlabel(f"attention of a layer with its index,\ntimes as fast as {over}")
     axes[0].set_ylabel("share of the answers lost against dense, 95 % interval")
     axes[0].invert_yaxis()
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _panel(panel: Axes, points: Sequence[AccuracyPoint]) -> None:
+def _draw(axis: Axes, points: Sequence[AccuracyPoint]) -> None:
     from matplotlib import colormaps
 
     kinds = sorted({point.method.partition(":")[0] for point in points})
-    panel.axvline(1, color="0.6", linewidth=0.8)
-    panel.axhline(0, color="0.6", linewidth=0.8)
-    panel.scatter([1], [0], marker="*", s=90, color="black", zorder=3)
+    axis.axvline(1, color="0.6", linewidth=0.8)
+    axis.axhline(0, color="0.6", linewidth=0.8)
+    axis.scatter([1], [0], marker="*", s=90, color="black", zorder=3)
     labels = [_label(point) for point in points]
     places = _label_places([-point.gap.mean for point in points], labels)
     for point, label, place in zip(points, labels, places, strict=True):
         colour = colormaps["tab10"](kinds.index(point.method.partition(":")[0]) % 10)
         lost, x = -point.gap.mean, point.time.speedup
         around = [[lost + point.gap.high], [-point.gap.low - lost]]
-        panel.errorbar([x], [lost], yerr=around, color=colour, linewidth=1, capsize=2)
-        panel.scatter([x], [lost], s=18, color=colour, zorder=3)
-        panel.annotate(
+        axis.errorbar([x], [lost], yerr=around, color=colour, linewidth=1, capsize=2)
+        axis.scatter([x], [lost], s=18, color=colour, zorder=3)
+        axis.annotate(
             label,
             (x, lost),
             xytext=(1.03, place),
@@ -117,10 +128,10 @@ def _panel(panel: Axes, points: Sequence[AccuracyPoint]) -> None:
             va="center",
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "relpos": (0, 0.5)},
         )
-    panel.annotate("dense", (1, 0), xytext=(6, 5), textcoords="offset points", fontsize=8)
-    panel.set_xscale("log", base=2)
-    panel.xaxis.set_major_formatter("{x:g}")
-    panel.grid(alpha=0.25)
+    axis.annotate("dense", (1, 0), xytext=(6, 5), textcoords="offset points", fontsize=8)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.grid(alpha=0.25)
 
 
 def _label(point: AccuracyPoint) -> str:
