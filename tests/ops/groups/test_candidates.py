@@ -9,9 +9,14 @@ from minference.testing import layout_of, random_qkv
 
 
 @pytest.mark.parametrize(
-    ("dtype", "heads", "rows", "worst"),
-    [(torch.float32, 2, 128, 0), (torch.float32, 3, 16, 0), (torch.float16, 2, 64, 30)],
-    ids=["2 tiles at once", "16 tiles at once, two bundles", "e4m3"],
+    ("dtype", "heads", "rows", "listed", "worst"),
+    [
+        (torch.float32, 1, 128, 64, 0),
+        (torch.float32, 3, 16, 64, 0),
+        (torch.float16, 2, 64, 64, 30),
+        (torch.float32, 1, 16, 192, 0),
+    ],
+    ids=["2 tiles at once", "16 tiles at once, two bundles", "e4m3", "no power of two"],
 )
 # the interpreter of Triton 3.6 turns arrays of one element into numbers
 @pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
@@ -19,15 +24,16 @@ def test_lists_are_those_of_the_reference(
     dtype: torch.dtype,
     heads: int,
     rows: int,
+    listed: int,
     worst: int,
     device: torch.device,
     nan_poison: None,
 ) -> None:
-    q, k, _ = random_qkv(heads, 1, 400, 6000, dtype=dtype, device=device)
+    q, k, _ = random_qkv(heads, 1, 300, 66 * listed + 800, dtype=dtype, device=device)
     q *= 2.5
-    q[0, 1, 100:228] += k[0, 0, 999]  # looked up: the sum of such rows more than doubles
+    q[0, -1, 100:228] += k[0, 0, 999]  # looked up: the sum of such rows more than doubles
     layout = layout_of(q, k, left_padding=(50,))
-    plan = Plan(rows=rows, mass=0.999, most=20, wider=40, candidates=64)
+    plan = Plan(rows=rows, mass=0.999, most=20, wider=40, candidates=listed)
     expected, got = (
         grouped_blocks(q, k, layout, plan, scale=0.1, impl=impl) for impl in ("reference", "triton")
     )

@@ -75,7 +75,8 @@ def grouped_blocks(
             ratings, places, found = listed_keys(rows, keys, layout, plan, group, n)
             take_listed[(n, items, GROUP_TILES + 1)](
                 ratings, places, found, values, count, wider, number, *bounds, group, *limits,
-                LISTED=plan.candidates, **fixed, num_warps=4,
+                LISTED=plan.candidates, SLOTS=power_of_two(4 * plan.candidates), **fixed,
+                num_warps=4,
             )  # fmt: skip
             continue
         ratings = score_keys(rows, keys, layout, group)

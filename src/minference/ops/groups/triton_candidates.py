@@ -104,8 +104,9 @@ def take_candidates(
     line = item * tl.num_programs(0) + here
     places = places_ptr + line.to(tl.int64) * ROOM
     tl.store(places + tl.cumsum(taken.to(tl.int32), 0) - 1, block, mask=taken)
-    slot = tl.arange(0, ROOM)
-    tl.store(places + slot, slot * 0, mask=slot >= number)
+    # the rest of a step of blocks too
+    slot = number + tl.arange(0, _STEP)
+    tl.store(places + slot, slot * 0, mask=slot < ROOM)
     tl.store(number_ptr + line, number)
 
 
@@ -232,7 +233,7 @@ def listed_keys(
     score_candidates[(count * parts, bundles, items)](
         sampled.rows, cells.keys, sampled.sums, sampled.factors, places, number, scores, *bounds,
         cells.keys.shape[2], programs, count, group, sampled.ceiling, LINES=sampled.lines,
-        GROUPS=groups, PARTS=parts, ROOM=room, **fixed,
+        GROUPS=groups, PARTS=parts, ROOM=room, maxnreg=128 if fixed["FP8"] else None, **fixed,
     )  # fmt: skip
     ratings = torch.empty((items, count, GROUP_TILES, PLANES, room), device=device)
     rate_candidates[(count * GROUP_TILES, items)](

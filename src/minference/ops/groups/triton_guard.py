@@ -10,16 +10,19 @@ from minference.index import BLOCK
 from minference.ops._triton import log2_scaling, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import power_of_two
+from minference.ops.groups.triton_rows import log2_scores
 
-SPLITS = 8
-SLOTS = 16
+SPLITS = 16
+
+FEW_SLOTS = 64
+"""Guarded rows of which 16 at a time keep the GPU busy; else 32."""
 
 SUMS = 5
 """Numbers of a row: log2 sums of all keys and of those that the first and second list keep, and of
 the largest block that the first and second list drop."""
 
 _BLOCK = tl.constexpr(BLOCK)
-_SLOTS = tl.constexpr(SLOTS)
+_STEP = tl.constexpr(64)
 _SUMS = tl.constexpr(SUMS)
 
 
@@ -36,26 +39,6 @@ def _rows_of(
 
 
 @triton.jit
-def _block_sums(
-    q, k_from, k_step, first, block, pos, factor, ceiling, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The log2 sum of each row over the keys of a block."""
-    key = block * _BLOCK + tl.arange(0, _BLOCK)
-    column = tl.arange(0, BLOCK_D)
-    at = k_from + (first + key).to(tl.int64)[:, None] * k_step + column[None, :]
-    seen = key <= tl.max(pos)
-    k = tl.load(at, mask=seen[:, None] & (column < D)[None, :], other=0.0)
-    scores = tl.dot(q, k.T, input_precision=PRECISION) * factor
-    if SOFTCAP:
-        scores = ceiling - 2 * ceiling / (tl.exp2(scores) + 1)
-    scores = tl.where(key[None, :] <= pos[:, None], scores, float("-inf"))
-    most = tl.max(scores, 1)
-    safe = tl.where(most == float("-inf"), 0.0, most)
-    return most + tl.log2(tl.maximum(tl.sum(tl.exp2(scores - safe[:, None]), 1), 1.0))
-
-
-@triton.jit
 def _log2_of(total, peak):
     """Log2 of a sum relative to 2 ** peak; -inf of nothing."""
     return tl.where(total > 0, peak + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
@@ -66,52 +49,76 @@ def _row_sums(
     q_ptr, k_ptr, rows_ptr, flags_ptr, sums_ptr, first_ptr, q_steps, k_steps, q_len, kv_len, slots,
     blocks, factor, ceiling, HKV: tl.constexpr, SHARE: tl.constexpr, TAKE: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BUNDLES: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BUNDLES: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """The five numbers of 16 guarded rows of up to TAKE heads, for a range of the keys."""
+    """The five numbers of some guarded rows of up to TAKE heads, for a range of the keys.
+
+    64 blocks are added up at a time, their first keys first, so that a block's sum is taken
+    element by element. Exponentials are relative to the row's best score in block 0, which every
+    program has; a key that has 2 ** 100 times more weight counts as if it had just that.
+    """
     item = tl.program_id(2)
     b = item // HKV
     first = tl.load(first_ptr + b)
-    line = tl.arange(0, TAKE * _SLOTS)
-    slot = tl.program_id(1) // BUNDLES * _SLOTS + line // TAKE
+    line = tl.arange(0, TAKE * SLOTS)
+    slot = tl.program_id(1) // BUNDLES * SLOTS + line // TAKE
     inner = tl.program_id(1) % BUNDLES * TAKE + line % TAKE
     pos = tl.load(rows_ptr + b * slots + slot, mask=slot < slots, other=-1)
     q = _rows_of(
         q_ptr, q_steps, b, item % HKV, inner, pos, kv_len - q_len - first, SHARE, D, BLOCK_D
     )
+    column = tl.arange(0, BLOCK_D)
+    there = (column < D)[None, :]
     k_from = k_ptr + b.to(tl.int64) * k_steps[0] + (item % HKV).to(tl.int64) * k_steps[1]
-    none = tl.full([TAKE * _SLOTS], float("-inf"), tl.float32)
-    peak, dropped, dropped_too = none, none, none
-    total = tl.zeros([TAKE * _SLOTS], tl.float32)
-    kept, kept_too = total, total
-    n = (tl.max(pos) + _BLOCK) // _BLOCK
-    each = (n + SPLITS - 1) // SPLITS
+    k_from += first.to(tl.int64) * k_steps[2] + column[None, :]
+    last = tl.max(pos)
+    key = tl.arange(0, _BLOCK)
+    k = tl.load(k_from + key[:, None] * k_steps[2], mask=(key <= last)[:, None] & there, other=0.0)
+    scores = tl.dot(k, q.T, input_precision=PRECISION)
+    scores = log2_scores(scores, factor, ceiling, SOFTCAP)
+    peak = tl.max(tl.where(key[:, None] <= pos[None, :], scores, float("-inf")), 0)
+    peak = tl.where(peak == float("-inf"), 0.0, peak)
+    total = tl.zeros([TAKE * SLOTS], tl.float32)
+    kept, kept_too, dropped, dropped_too = total, total, total, total
+    held = tl.zeros([_STEP, TAKE * SLOTS], tl.float32)
+    steps = (last + _STEP * _BLOCK) // (_STEP * _BLOCK)
+    each = (steps + SPLITS - 1) // SPLITS
     begin = tl.program_id(0) * each
-    flags_ptr += (item * slots + slot).to(tl.int64) * blocks
-    for block in tl.range(begin, tl.minimum(begin + each, n), num_stages=STAGES):
-        held = _block_sums(
-            q, k_from, k_steps[2], first, block, pos, factor, ceiling, D, BLOCK_D, SOFTCAP,
-            PRECISION,
-        )  # fmt: skip
-        flags = tl.load(flags_ptr + block, mask=slot < slots, other=0).to(tl.int32)
-        listed, listed_too = (flags & 1) > 0, (flags & 2) > 0
-        dropped = tl.maximum(dropped, tl.where(listed, float("-inf"), held))
-        dropped_too = tl.maximum(dropped_too, tl.where(listed_too, float("-inf"), held))
-        risen = tl.maximum(peak, held)
-        safe = tl.where(risen == float("-inf"), 0.0, risen)
-        old, new = tl.exp2(peak - safe), tl.exp2(held - safe)
-        total = total * old + new
-        kept = kept * old + tl.where(listed, new, 0.0)
-        kept_too = kept_too * old + tl.where(listed_too, new, 0.0)
-        peak = risen
+    own = tl.program_id(1) // BUNDLES * SLOTS + tl.arange(0, SLOTS)
+    flags_ptr += (item * slots + own).to(tl.int64)[None, :] * blocks
+    for at in tl.range(begin * _BLOCK, tl.minimum(begin + each, steps) * _BLOCK, num_stages=STAGES):
+        step = at // _BLOCK
+        block = step * _STEP + tl.arange(0, _STEP)
+        key = block * _BLOCK + (at - step * _BLOCK)
+        k = tl.load(
+            k_from + key.to(tl.int64)[:, None] * k_steps[2],
+            mask=(key <= last)[:, None] & there,
+            other=0.0,
+        )
+        scores = tl.dot(k, q.T, input_precision=PRECISION)
+        scores = log2_scores(scores, factor, ceiling, SOFTCAP) - peak[None, :]
+        weights = tl.exp2(tl.minimum(scores, 100.0))
+        held += tl.where(key[:, None] <= pos[None, :], weights, 0.0)
+        if (at + 1) // _BLOCK * _BLOCK == at + 1:
+            known = (own < slots)[None, :] & (block < blocks)[:, None]
+            flags = tl.load(flags_ptr + block[:, None], mask=known, other=0)
+            flags = tl.broadcast_to(flags[:, :, None], [_STEP, SLOTS, TAKE])
+            flags = tl.reshape(flags, [_STEP, SLOTS * TAKE])
+            listed, listed_too = (flags & 1) > 0, (flags & 2) > 0
+            total += tl.sum(held, 0)
+            kept += tl.sum(tl.where(listed, held, 0.0), 0)
+            kept_too += tl.sum(tl.where(listed_too, held, 0.0), 0)
+            dropped = tl.maximum(dropped, tl.max(tl.where(listed, 0.0, held), 0))
+            dropped_too = tl.maximum(dropped_too, tl.max(tl.where(listed_too, 0.0, held), 0))
+            held = tl.zeros([_STEP, TAKE * SLOTS], tl.float32)
     to = ((item * slots + slot) * SHARE + inner).to(tl.int64) * SPLITS + tl.program_id(0)
     to = sums_ptr + to * _SUMS
     real = (slot < slots) & (inner < SHARE)
     tl.store(to, _log2_of(total, peak), mask=real)
     tl.store(to + 1, _log2_of(kept, peak), mask=real)
     tl.store(to + 2, _log2_of(kept_too, peak), mask=real)
-    tl.store(to + 3, dropped, mask=real)
-    tl.store(to + 4, dropped_too, mask=real)
+    tl.store(to + 3, _log2_of(dropped, peak), mask=real)
+    tl.store(to + 4, _log2_of(dropped_too, peak), mask=real)
 
 
 def row_sums(
@@ -131,11 +138,13 @@ def row_sums(
     exact = q.dtype == torch.float32
     take = 1 if exact else min(4, power_of_two(share))
     bundles = -(-share // take)
+    at_once = 16 if exact or slots <= FEW_SLOTS else 32
     sums = q.new_empty((batch, kv_heads, slots, share, SPLITS, SUMS), dtype=torch.float32)
-    _row_sums[(SPLITS, -(-slots // SLOTS) * bundles, batch * kv_heads)](
+    _row_sums[(SPLITS, -(-slots // at_once) * bundles, batch * kv_heads)](
         q, k, rows, flags, sums, layout.first, tuple(q.stride()[:3]), tuple(k.stride()[:3]), q_len,
         k.shape[2], slots, flags.shape[2], *log2_scaling(scale, softcap), HKV=kv_heads, SHARE=share,
         TAKE=take, D=dim, BLOCK_D=padded_dim(dim), SPLITS=SPLITS, STAGES=1 if exact else 3,
-        SOFTCAP=bool(softcap), PRECISION="ieee" if exact else "tf32", BUNDLES=bundles, num_warps=4,
+        SOFTCAP=bool(softcap), PRECISION="ieee" if exact else "tf32", BUNDLES=bundles,
+        SLOTS=at_once, num_warps=8 if take * at_once > 64 else 4,
     )  # fmt: skip
     return sums

@@ -154,6 +154,7 @@ def take_listed(
     ratings_ptr, places_ptr, number_ptr, values_ptr, count_ptr, wider_ptr, wider_count_ptr,
     first_ptr, stop_ptr, q_len, kv_len, first_group, groups, tiles, least, wider_least, most, wider,
     HKV: tl.constexpr, ROOM: tl.constexpr, WIDER_ROOM: tl.constexpr, LISTED: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
     """As `take_blocks`, among the candidates of a group and the blocks beside them."""
     here = tl.program_id(0)
@@ -163,8 +164,8 @@ def take_listed(
     at = item * tl.num_programs(0) + here
     number = tl.load(number_ptr + at)
     places = places_ptr + at.to(tl.int64) * LISTED
-    slot = tl.arange(0, 4 * LISTED)
-    best = tl.full([4 * LISTED], float("-inf"), tl.float32)
+    slot = tl.arange(0, SLOTS)
+    best = tl.full([SLOTS], float("-inf"), tl.float32)
     block, known, _ = _listed_ratings(ratings_ptr, places, number * 0, slot // 4, slot % 4, LISTED)
     for other in range(tl.where(whole, 0, part), tl.where(whole, _TILES, part + 1)):
         ratings = ratings_ptr + (at.to(tl.int64) * _TILES + other) * 3 * LISTED
