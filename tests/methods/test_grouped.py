@@ -22,7 +22,7 @@ def test_every_block_with_more_than_the_rest_of_a_sampled_row_is_kept() -> None:
     mask = index.to_dense_mask()[0, 0]
     dropped = total = 0
     for group in range(6):
-        for head, places in enumerate(spread_rows(layout, group, 128, 2)[0].flatten(1)):
+        for head, places in enumerate(spread_rows(layout, group, 256, 2)[0].flatten(1)):
             rows = places[places >= 0]
             scores = q[0, head, rows] @ k[0, 0].T * context.scale
             future = torch.arange(3000) > rows[:, None]
@@ -48,12 +48,27 @@ def test_fewer_rows_are_scored_of_contexts_beyond_96k() -> None:
     first, stop = torch.zeros(1), torch.ones(1)
     lengths = (1 << 10, 3 << 15, (3 << 15) + 1, 1 << 20, 1 << 23)
     rows = [Grouped().plan(Layout(first, stop, n, n)).rows for n in lengths]
-    assert rows == [128, 128, 64, 16, 16]
+    assert rows == [256, 256, 128, 16, 16]
+
+
+def test_candidates_are_chosen_in_contexts_of_more_than_twice_as_many_blocks() -> None:
+    first, stop = torch.zeros(1), torch.ones(1)
+    plans = [Grouped().plan(Layout(first, stop, n, n)) for n in (1 << 14, (1 << 14) + 1)]
+    assert [plan.candidates for plan in plans] == [0, 128]
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"mass": 0.0}, {"mass": 1.1}, {"rows": 0}, {"rows": 12}, {"most": 0}, {"wider": 9}],
+    [
+        {"mass": 0.0},
+        {"mass": 1.1},
+        {"rows": 0},
+        {"rows": 12},
+        {"most": 0},
+        {"wider": 9},
+        {"candidates": 96},
+        {"candidates": -64},
+    ],
 )
 def test_bad_options_are_named(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):

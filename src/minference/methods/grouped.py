@@ -5,14 +5,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from minference.index import SparseIndex
+from minference.index import BLOCK, SparseIndex
 from minference.methods.base import Context, Method
 from minference.ops.build import Layout, assemble
 from minference.ops.groups.api import grouped_blocks, guard_blocks
 from minference.ops.groups.plan import LEAST_ROWS, LEAST_WIDER, Plan, power_of_two
 
 FULL_ROWS = 3 << 15
-"""Longest context of which the rows asked for are scored."""
+"""Longest context of which the rows asked for are scored: 96K keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class Grouped(Method):
         mass: share of its attention that a row may count on: a block with more than the rest,
             1 - mass, of the attention of some sampled row is kept.
         rows: rows of a group of 512 that are scored for each head; fewer beyond 96K keys.
+        candidates: blocks of a group whose keys are scored, chosen by means of 4 keys, in contexts
+            of more than twice as many; a multiple of 64, 0 for every block.
         most: most blocks that a tile keeps besides block 0 and the three at the diagonal.
         wider: most blocks of a group that the guard turns to before it takes every block.
         target: groups in which a row that was not sampled keeps less than this share of its
@@ -30,9 +32,10 @@ class Grouped(Method):
     """
 
     name: ClassVar[str] = "grouped"
-    mass: float = 0.97
-    rows: int = 128
-    most: int = 20
+    mass: float = 0.98
+    rows: int = 256
+    candidates: int = 128
+    most: int = 24
     wider: int = 128
     target: float = 0.05
 
@@ -44,6 +47,8 @@ class Grouped(Method):
             raise ValueError(f"target must be a share in [0, 1], got {self.target}")
         if self.rows < LEAST_ROWS or self.rows % LEAST_ROWS:
             raise ValueError(f"rows must be a multiple of {LEAST_ROWS}, got {self.rows}")
+        if self.candidates < 0 or self.candidates % 64:
+            raise ValueError(f"candidates must be a multiple of 64 blocks, got {self.candidates}")
         if self.most < 1:
             raise ValueError(f"most must be at least 1 block a tile, got {self.most}")
         if self.wider < LEAST_WIDER:
@@ -56,11 +61,13 @@ class Grouped(Method):
         estimate grows with its length and not with the square.
         """
         times = power_of_two(-(-layout.kv_len // FULL_ROWS))
+        few = layout.kv_len <= 2 * self.candidates * BLOCK
         return Plan(
             rows=max(LEAST_ROWS, self.rows // times // LEAST_ROWS * LEAST_ROWS),
             mass=self.mass,
             most=self.most,
             wider=self.wider,
+            candidates=0 if few else self.candidates,
         )
 
     def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
