@@ -62,7 +62,7 @@ def test_the_figure_draws_each_method_at_its_speed_and_loss() -> None:
         ]
     assert left.yaxis_inverted()
     assert right.get_title() == "answers at 32K, time at 128K tokens"
-    assert left.get_xlabel().endswith("times as fast as fa3")
+    assert left.get_xlabel().endswith("times as fast as FlashAttention 3")
     labels = [text.get_text() for text in left.texts]
     assert labels[:2] == [
         "minference:budget_length=none,\nselection=lines,vertical=512,\nslash=2048  (25%)",

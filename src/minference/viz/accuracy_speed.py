@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _LINE = 0.032
 """Height of a label's line, as a share of the answers."""
 _WIDTH = 32
+_NAMES = {"fa3": "FlashAttention 3", "sdpa-fa2": "FlashAttention 2", "sdpa-cudnn": "cuDNN"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def accuracy_figure(panels: Sequence[Panel], *, title: str) -> Figure:
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, panel in zip(axes, panels, strict=True):
         _draw(axis, panel.points)
-        over = ", ".join(sorted({point.time.over for point in panel.points}))
+        over = ", ".join(sorted({_NAMES.get(p.time.over, p.time.over) for p in panel.points}))
         axis.set_title(
             f"answers at {panel.answered >> 10}K, time at {panel.timed >> 10}K tokens", fontsize=10
         )
