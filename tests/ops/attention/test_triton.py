@@ -1,8 +1,11 @@
 """The Triton kernels against the reference: interpreted on the CPU, compiled where a GPU is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from minference.bench.cases import Case, planted_index
 from minference.errors import UnsupportedError
 from minference.index import Ragged
 from minference.ops._triton import AttentionLaunch
@@ -12,7 +15,7 @@ from minference.ops.attention.fp8 import rounded
 from minference.ops.attention.triton_fp8 import quantise
 from minference.ops.attention.triton_lists import pair_offsets
 from minference.ops.build import dense_index, tri_shape_index
-from minference.testing import layout_of, mixed_index, random_qkv, tolerance
+from minference.testing import layout_of, mixed_index, random_lines, random_qkv, tolerance
 
 # Triton's interpreter turns one-element arrays into loop bounds
 pytestmark = [
@@ -114,6 +117,37 @@ def test_every_launch_gives_the_same(launch: tuple, *, tma: bool, device: torch.
     index = mixed_index(layout_of(q, k), 5)
     for dtype in (q.dtype, E4M3):
         check(q, k, v, index, dtype=dtype, launch=AttentionLaunch(*launch), tma=tma)
+
+
+@pytest.mark.parametrize("wide", [64, 128])
+@pytest.mark.parametrize("tma", [False, True])
+def test_weights_a_step_behind(wide: int, *, tma: bool, device: torch.device) -> None:
+    if tma and device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+        pytest.skip("TMA needs a device of compute capability 9.0")
+    q, k, v = random_qkv(5, 1, 70, 700, dim=32, dtype=torch.float16, device=device)
+    index = mixed_index(layout_of(q, k), 5)
+    launch = AttentionLaunch(128, wide, 3, 8, behind=True)
+    check(q, k, v, index, launch=launch, tma=tma)
+    check(q, k, v, index, softcap=5.0, launch=launch, tma=tma)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "fp32", "fp8"])
+def test_more_columns_than_are_looked_up_at_once(dtype: torch.dtype, device: torch.device) -> None:
+    q, k, v = inputs(2, 1, 150, 2300, dim=32, dtype=dtype, device=device)
+    layout = layout_of(q, k, left_padding=(30,))
+    lines = random_lines(2200, columns=1400, clusters=3, width=70, band=30)
+    index = planted_index(Case("", (lines,) * 2, (1400,) * 2, (240,) * 2), layout)
+    check(q, k, v, index, dtype=dtype)
+    # rows of a window see fewer of them
+    check(q, k, v, replace(index, window=index.window.clamp(max=900)), dtype=dtype)
+
+
+def test_no_columns_at_all(device: torch.device) -> None:
+    q, k, v = random_qkv(2, 1, 150, dim=32, dtype=torch.float16, device=device)
+    lines = random_lines(150, columns=0, clusters=1, width=10, band=30)
+    index = planted_index(Case("", (lines,) * 2, (0,) * 2, (40,) * 2), layout_of(q, k))
+    assert not index.columns.values.numel()
+    check(q, k, v, index)
 
 
 def test_each_head_has_its_fp8_scales(device: torch.device) -> None:

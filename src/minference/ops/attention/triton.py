@@ -44,6 +44,7 @@ from minference.ops.attention.triton_parts import (
     pages_of,
     place_program,
     rows_at,
+    softmax_step,
     store_tile,
     tile_dim,
     uncovered_bits,
@@ -171,6 +172,40 @@ def _diagonal(
     return acc, peak, total
 
 
+@triton.jit
+def _pairs_behind(
+    q, source, acc, peak, total, scaling, pos, steps, n_pairs, base, D: tl.constexpr,
+    WIDE: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr, SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    """The pairs, each step's weights multiplied with its values in the next step: the compiler
+    then runs that product under the softmax, as it waits ahead of it for the scores alone."""
+    SPLIT: tl.constexpr = _TILE // WIDE
+    ROWS: tl.constexpr = q.shape[0]
+    ahead = tl.load(steps, mask=n_pairs > 0, other=0)
+    before = base - (ahead + 1) * _BLOCK
+    # bits: weights carried as what they are would go through shared memory
+    held = tl.zeros([ROWS, WIDE], tl.int16)
+    fade = tl.full([ROWS], 1.0, tl.float32)
+    for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
+        pair = i // SPLIT
+        at_row = base - (ahead + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
+        ahead = tl.load(steps + tl.minimum((i + 1) // SPLIT, n_pairs - 1))
+        k, _ = _keys_values(source, at_row, D, WIDE, TMA, False, PRECISION, PAGE)
+        scores = tl.dot(q, k.T)
+        _, v = _keys_values(source, before, D, WIDE, TMA, False, PRECISION, PAGE)
+        acc = tl.dot(held.to(v.dtype, bitcast=True), v, acc * fade[:, None])
+        before = at_row
+        weights, fade, peak, total = softmax_step(
+            scores, peak, total, scaling, pos, pos, pos, UNMASKED, SOFTCAP, 0
+        )
+        held = weights.to(v.dtype).to(tl.int16, bitcast=True)
+    if n_pairs > 0:
+        _, v = _keys_values(source, before, D, WIDE, TMA, False, PRECISION, PAGE)
+        acc = tl.dot(held.to(v.dtype, bitcast=True), v, acc * fade[:, None])
+    return acc, peak, total
+
+
 @triton.jit(do_not_specialize=["slots", "q_len", "kv_len", "packed_rows"])
 def _sparse_attention(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, offset_lists, block_lists, column_lists, bits,
@@ -178,9 +213,9 @@ def _sparse_attention(
     slots, q_len, kv_len, scaling, packed_k_ptr, packed_v_ptr, packed_rows,
     steps_ptr, places_ptr, plans_ptr, k_wide, v_wide, k_narrow, v_narrow, k_packed, v_packed,
     k_few, v_few, H: tl.constexpr, HKV: tl.constexpr, LISTS: tl.constexpr, D: tl.constexpr,
-    ROWS: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
-    SOFTCAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr, PAGE: tl.constexpr, table,
-    scales, packed_place,
+    ROWS: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, BEHIND: tl.constexpr,
+    TMA: tl.constexpr, SOFTCAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr,
+    PAGE: tl.constexpr, table, scales, packed_place,
 ):  # fmt: skip
     FP8: tl.constexpr = PRECISION == "fp8"
     PARTS: tl.constexpr = _TILE // ROWS
@@ -251,16 +286,22 @@ def _sparse_attention(
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     base = origin + tile * _TILE
-    # each offset is read a step ahead: else its load takes a stage of K and V
-    ahead = tl.load(steps, mask=n_pairs > 0, other=0)
-    for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
-        pair = i // SPLIT
-        at_row = base - (ahead + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
-        ahead = tl.load(steps + tl.minimum((i + 1) // SPLIT, n_pairs - 1))
-        k, v = _keys_values(wide, at_row, D, WIDE, TMA, False, PRECISION, PAGE)
-        acc, peak, total = attend(
-            q, k, v, acc, peak, total, scaling, pos, pos, pos, UNMASKED, SOFTCAP, PRECISION
-        )
+    if BEHIND:
+        acc, peak, total = _pairs_behind(
+            q, wide, acc, peak, total, scaling, pos, steps, n_pairs, base, D, WIDE, STAGES, TMA,
+            SOFTCAP, PRECISION, PAGE,
+        )  # fmt: skip
+    else:
+        # each offset is read a step ahead: else its load takes a stage of K and V
+        ahead = tl.load(steps, mask=n_pairs > 0, other=0)
+        for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
+            pair = i // SPLIT
+            at_row = base - (ahead + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
+            ahead = tl.load(steps + tl.minimum((i + 1) // SPLIT, n_pairs - 1))
+            k, v = _keys_values(wide, at_row, D, WIDE, TMA, False, PRECISION, PAGE)
+            acc, peak, total = attend(
+                q, k, v, acc, peak, total, scaling, pos, pos, pos, UNMASKED, SOFTCAP, PRECISION
+            )
     last = steps + (n - 1)
     ahead = tl.load(last, mask=n_singles > 0, other=0)
     for i in tl.range(0, n_singles, num_stages=STAGES):
@@ -435,11 +476,12 @@ def sparse_attention(
     tma = table is None and (tma_serves(k, v, *packed) if tma is None else tma)
     # without TMA, addresses take the registers of a third stage
     stages = tuned.stages if tma or launch or dim <= 64 else min(tuned.stages, 2)
+    behind = tuned.behind and not fp8 and (tma or launch is not None)
     _sparse_attention[grid](
         *data, *packed, packed[0].shape[2], *pair_offsets(index.offsets),
         *_descriptors(k, v, tuned.wide, tma=tma), *_descriptors(k, v, BLOCK, tma=tma),
         *_descriptors(*packed, tuned.wide, tma=tma), *_descriptors(*packed, BLOCK, tma=tma),
-        WIDE=tuned.wide, STAGES=stages, TMA=tma, PRECISION="fp8" if fp8 else "tf32",
+        WIDE=tuned.wide, STAGES=stages, BEHIND=behind, TMA=tma, PRECISION="fp8" if fp8 else "tf32",
         scales=scales, packed_place=place, **fixed,
     )  # fmt: skip
     return out, lse
