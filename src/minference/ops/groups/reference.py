@@ -110,7 +110,7 @@ def mean_sums(
     near: Bool[Tensor, "B 1 1 blocks"],
 ) -> Float[Tensor, "B Hkv S R 1"]:
     """The log-sum-exp of each row: of every key of the near blocks, where its mass most often is;
-    of another block as if all its keys were like the best of its means."""
+    of another block as if all its keys were like their mean."""
     exact = scores.masked_fill(~near.repeat_interleave(BLOCK, -1)[:, :, None], -math.inf)
     mean = means.unflatten(-1, (-1, BLOCK // MEAN)).amax(dim=-1) + math.log(BLOCK)
     mean = mean.masked_fill(near[:, :, None], -math.inf)

@@ -135,7 +135,7 @@ def _mean_sums(
     rows: Tensor, keys: Tensor, means: Tensor, at: Tensor, near: int, softcap: float
 ) -> Float[Tensor, "Hkv S R"]:
     """The log-sum-exp of each row: exact over block 0 and the blocks from `near` on, over the
-    others by the best of their means."""
+    others by their means."""
     edge = max(near, 1) * BLOCK
     parts = [_seen_scores(rows, keys[:, :BLOCK], at, 0, softcap)]
     if edge < keys.shape[1]:

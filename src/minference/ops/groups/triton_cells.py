@@ -1,7 +1,7 @@
 """The keys as the grouped estimate reads them, in e4m3 where the device multiplies it.
 
 They lie interleaved: of 64 blocks first every block's first key, then every block's second one, and
-means of 16 likewise. So the largest score of a block is taken between whole tiles of products,
+means of 4 likewise. So the largest score of a block is taken between whole tiles of products,
 element by element, and what follows (scaling, exponentials, the maximum over rows) is paid once a
 block.
 """
@@ -25,7 +25,7 @@ STEP = 64
 SAMPLED_KEYS = 64
 """Keys of a head that give the unit of its keys."""
 
-MEANS_AT_ONCE = 16
+MEANS_AT_ONCE = 4
 
 _BLOCK = tl.constexpr(BLOCK)
 _STEP = tl.constexpr(STEP)
@@ -43,7 +43,7 @@ class Cells(NamedTuple):
     Attributes:
         keys: in units of `unit`, zeros past the last real one; e4m3 ones may be off by one vector
             a head, as may
-        means: of 16 keys each.
+        means: of 64 keys each, those of a block.
         fine: of 4 keys each; None unless they were asked for.
         unit: of each KV head; 1 unless the keys are e4m3.
     """
@@ -105,21 +105,20 @@ def _copy_keys(
     tl.store(unit_ptr + item, unit, mask=tl.program_id(0) == 0)
     cell = tl.program_id(0) * _AT_ONCE + tl.arange(0, _AT_ONCE)
     sums = tl.zeros([_AT_ONCE, BLOCK_D], tl.float32)
-    few = tl.zeros([_AT_ONCE, BLOCK_D], tl.float32)
-    for one in tl.static_range(_MEAN):
-        key = cell * _MEAN + one
-        at = k_from + key.to(tl.int64)[:, None] * k_steps[2]
-        own = tl.load(at, mask=(key < real)[:, None] & there, other=0.0).to(tl.float32)
-        sums += own
-        _store(own, keys_ptr, key, item, n_keys, shift, unit, _BLOCK, BLOCK_D, FP8)
-        if FINE:
+    # a few at a time: all of them would take half a minute to compile
+    for one in range(0, _MEAN, _CELL):
+        few = tl.zeros([_AT_ONCE, BLOCK_D], tl.float32)
+        for other in tl.static_range(_CELL):
+            key = cell * _MEAN + one + other
+            at = k_from + key.to(tl.int64)[:, None] * k_steps[2]
+            own = tl.load(at, mask=(key < real)[:, None] & there, other=0.0).to(tl.float32)
             few += own
-            # the interpreter's numbers have no remainder by a constant
-            if (one + 1) // _CELL * _CELL == one + 1:
-                at = key // _CELL
-                n_fine = n_keys // _CELL
-                _store(few / _CELL, fine_ptr, at, item, n_fine, shift, unit, _CELLS, BLOCK_D, FP8)
-                few = tl.zeros([_AT_ONCE, BLOCK_D], tl.float32)
+            _store(own, keys_ptr, key, item, n_keys, shift, unit, _BLOCK, BLOCK_D, FP8)
+        sums += few
+        if FINE:
+            at = (cell * _MEAN + one) // _CELL
+            n_fine = n_keys // _CELL
+            _store(few / _CELL, fine_ptr, at, item, n_fine, shift, unit, _CELLS, BLOCK_D, FP8)
     _store(sums / _MEAN, means_ptr, cell, item, n_means, shift, unit, _MEANS, BLOCK_D, FP8)
 
 
@@ -140,6 +139,6 @@ def copy_keys(
     _copy_keys[(count // MEAN // MEANS_AT_ONCE, batch * kv_heads)](
         k, keys, means, few, unit, layout.first, layout.stop, tuple(k.stride()[:3]), count,
         means.shape[2], HKV=kv_heads, D=dim, BLOCK_D=padded_dim(dim), FP8=fp8, SHIFTED=shifted,
-        FINE=fine, num_warps=4,
+        FINE=fine, num_warps=2,
     )  # fmt: skip
     return Cells(keys, means, few if fine else None, unit)

@@ -1,10 +1,11 @@
 """The grouped estimate's scores: what share of a sampled row's attention a key of a block has.
 
 A program has 256 rows, 64 for each of up to four query heads of a KV head, from as many query tiles
-as that takes, so each key is read once for all of them. Two passes: a row's sum, over means of 16
-keys where they are far away; then the largest score of each block against it, once more where that
-shows a sum to be too small. In e4m3 the second pass adds up in half precision: its tile of 64 x 256
-scores and that of the largest ones so far leave room for two programs or three on a multiprocessor.
+as that takes, so each key is read once for all of them. Two passes: a row's sum, over means of
+blocks where they are far away; then the largest score of each block against it, once more where
+that shows a sum to be too small. In e4m3 the second pass adds up in half precision: its tile of
+64 x 256 scores and that of the largest ones so far leave room for two programs or three on a
+multiprocessor.
 """
 
 from typing import Any, NamedTuple
@@ -119,8 +120,8 @@ def sum_rows(
     PRECISION: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """Log2 of each sampled row's sum of exponentials: over the keys of block 0 and of the blocks
-    near its group; further away a block counts with the best of its means. Stores the rows and
-    their factor too, as the second pass takes them."""
+    near its group; further away a block counts as if all its keys were their mean. Stores the rows
+    and their factor too, as the second pass takes them."""
     LINES: tl.constexpr = TILES * EACH * TAKE
     HALF: tl.constexpr = tl.float16 if FP8 else tl.float32
     here = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
