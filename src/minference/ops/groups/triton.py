@@ -6,9 +6,10 @@ equal bits.
 """
 
 import math
+from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import BLOCK, TILE, Ragged
@@ -54,10 +55,9 @@ def grouped_blocks(
         torch.empty(items * lists * entries, dtype=torch.int32, device=q.device)
         for lists, entries in ((tiles, room), (groups, wider_room))
     )
-    count, number = (
-        torch.zeros((batch, kv_heads, lists), dtype=torch.int32, device=q.device)
-        for lists in (tiles, groups)
-    )
+    # tiles without rows have no program that writes
+    count = torch.zeros((batch, kv_heads, tiles), dtype=torch.int32, device=q.device)
+    number = torch.empty((batch, kv_heads, groups), dtype=torch.int32, device=q.device)
     listed = 0 < plan.candidates < blocks
     keys = copy_keys(k, layout, shifted=not softcap, fine=listed)
     least = math.log2(1 - plan.mass) if plan.mass < 1 else -math.inf
@@ -88,6 +88,12 @@ def grouped_blocks(
             *limits, NB=width, **fixed, num_warps=min(32, max(4, width // 256)),
         )  # fmt: skip
     return (
-        Ragged.from_rows(values.view(*count.shape, room), count),
-        Ragged.from_rows(wider.view(*number.shape, wider_room), number),
+        Ragged(values, _starts(tuple(count.shape), room, q.device), count),
+        Ragged(wider, _starts(tuple(number.shape), wider_room, q.device), number),
     )
+
+
+@lru_cache(maxsize=64)
+def _starts(shape: tuple[int, ...], room: int, device: torch.device) -> Int[Tensor, "B Hkv lists"]:
+    """Where lists of equal room begin, kept so that a call costs no launch for them."""
+    return torch.arange(0, math.prod(shape) * room, room, device=device).view(shape)
