@@ -43,6 +43,7 @@ class Variant:
     name: str
     launch: AttentionLaunch
     edits: tuple[tuple[str, str], ...] = ()
+    tma: bool | None = None
 
 
 DIAGONAL = """    if (low | high) != 0:
@@ -121,8 +122,10 @@ VARIANTS = (
     Variant("columns by position", BEHIND, COMPARED),
     Variant("weights at once", BEHIND._replace(behind=False)),
     Variant("2 stages", BEHIND._replace(stages=2)),
-    Variant("64 keys, 4 stages", AttentionLaunch(128, 64, 4, 8, behind=True)),
     Variant("64 rows, 4 warps", AttentionLaunch(64, 64, 3, 4, behind=True)),
+    Variant("without TMA", BEHIND, tma=False),
+    Variant("without TMA, 2 stages", BEHIND._replace(stages=2), tma=False),
+    Variant("without TMA, 2 stages, weights at once", AttentionLaunch(128, 128, 2, 8), tma=False),
     Variant("polynomial", BEHIND, POLYNOMIAL),
     Variant("weights at once, polynomial", BEHIND._replace(behind=False), POLYNOMIAL),
 )
@@ -177,6 +180,7 @@ def calls_of(
     def call_of(variant: Variant) -> Callable[[], Tensor]:
         module = module_of(variant, folder)
         options = {"scale": q.shape[-1] ** -0.5, "launch": variant.launch, "fp8": fp8}
+        options["tma"] = variant.tma
         return lambda: module.sparse_attention(q, k, v, index, **options)[0]
 
     found = {}
