@@ -35,7 +35,7 @@ class Grouped(Method):
     mass: float = 0.98
     rows: int = 256
     candidates: int = 128
-    most: int = 24
+    most: int = 22
     wider: int = 128
     target: float = 0.05
 
