@@ -35,10 +35,9 @@ from minference.testing import default_device, layout_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Listed(Grouped):
-    """With candidates by means of 4 keys, and the rows asked for at any length."""
+    """With the candidates and the rows asked for, at any length."""
 
     name: ClassVar[str] = "grouped_listed"
-    candidates: int = 128
 
     def plan(self, layout: Layout) -> Plan:
         given = {"rows": self.rows, "candidates": self.candidates}
@@ -223,7 +222,7 @@ def main() -> None:
                 if candidates is not None:
                     fields = dataclasses.fields(method)
                     own = {x.name: getattr(method, x.name) for x in fields if x.init}
-                    method = Listed(**own, candidates=candidates)
+                    method = Listed(**own | {"candidates": candidates})
                 plan = method.plan(layout_of(q[:1, :1], k[:1, :1]))
                 known = {"rows": plan.rows, "candidates": plan.candidates, **facts(method, q, k)}
                 for stage, call in stages(method, q, k, v).items():
