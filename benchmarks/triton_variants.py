@@ -46,15 +46,16 @@ class Variant:
     tma: bool | None = None
 
 
-DIAGONAL = """    if (low | high) != 0:
-        acc, peak, total = _diagonal(
-            q, wide, acc, peak, total, scaling, pos, tile, origin, real, low, high, window, sink,
-            D, WIDE, TMA, SOFTCAP, PRECISION, PAGE,
-        )  # fmt: skip
+DIAGONAL = """    acc, peak, total = _diagonal(
+        q, wide, acc, peak, total, scaling, pos, tile, origin, real, low, high, window, sink, D,
+        WIDE, STAGES, TMA, SOFTCAP, PRECISION, PAGE,
+    )  # fmt: skip
 """
 BASE = "    base = origin + tile * _TILE\n"
 DIAGONAL_FIRST = ((DIAGONAL, ""), (BASE, DIAGONAL + BASE))
-COMPARED = (("    plain = count_below(columns, n, plain)\n", "    plain = n * 0 - 1\n"),)
+"""Which serialises the products of the whole kernel (ptxas 12.8)."""
+COMPARED = (("    plain = tl.where(limit == bound, n, 0)\n", "    plain = n * 0 - 1\n"),)
+COMPARED += (("    plain += count_below(columns, n - plain, limit)\n", ""),)
 """Columns by the positions of rows, as those that not all rows see."""
 
 
@@ -115,19 +116,24 @@ POLYNOMIAL = _own(
 )
 
 
-BEHIND = AttentionLaunch(128, 128, 3, 8, behind=True)
+EARLY_POLYNOMIAL = (
+    *POLYNOMIAL,
+    ("weights = tl.exp2(scaled - safe[:, None])", "weights = _exp2(scaled - safe[:, None])"),
+)
+WIDEST = AttentionLaunch(128, 128, 3, 8)
 VARIANTS = (
-    Variant("library", BEHIND),
-    Variant("diagonal first", BEHIND, DIAGONAL_FIRST),
-    Variant("columns by position", BEHIND, COMPARED),
-    Variant("weights at once", BEHIND._replace(behind=False)),
-    Variant("2 stages", BEHIND._replace(stages=2)),
-    Variant("64 rows, 4 warps", AttentionLaunch(64, 64, 3, 4, behind=True)),
-    Variant("without TMA", BEHIND, tma=False),
-    Variant("without TMA, 2 stages", BEHIND._replace(stages=2), tma=False),
-    Variant("without TMA, 2 stages, weights at once", AttentionLaunch(128, 128, 2, 8), tma=False),
-    Variant("polynomial", BEHIND, POLYNOMIAL),
-    Variant("weights at once, polynomial", BEHIND._replace(behind=False), POLYNOMIAL),
+    Variant("library", WIDEST),
+    Variant("diagonal first", WIDEST, DIAGONAL_FIRST),
+    Variant("columns by position", WIDEST, COMPARED),
+    Variant("scores early", WIDEST._replace(early=True)),
+    Variant("scores early, polynomial", WIDEST._replace(early=True), EARLY_POLYNOMIAL),
+    Variant("polynomial", WIDEST, POLYNOMIAL),
+    Variant("2 stages", WIDEST._replace(stages=2)),
+    Variant("64 keys, 4 stages", AttentionLaunch(128, 64, 4, 8)),
+    Variant("64 rows, 4 warps", AttentionLaunch(64, 64, 3, 4)),
+    Variant("64 keys, 2 stages, 4 warps", AttentionLaunch(128, 64, 2, 4)),
+    Variant("without TMA, 2 stages", WIDEST._replace(stages=2), tma=False),
+    Variant("without TMA", WIDEST, tma=False),
 )
 FP8_VARIANTS = (
     Variant("library", AttentionLaunch(64, 128, 3, 4)),

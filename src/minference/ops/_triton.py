@@ -21,13 +21,14 @@ class AttentionLaunch(NamedTuple):
     """Keys of a step over two neighbouring blocks or over packed columns: 128 or 64."""
     stages: int
     warps: int
-    behind: bool = False
-    """Whether weights are multiplied with values a step late; not in fp8, nor without TMA."""
+    early: bool = False
+    """Whether a step's scores are asked for before the softmax of the step before; not in fp8, nor
+    with a soft cap."""
 
 
 HOPPER = {
-    64: AttentionLaunch(128, 128, 3, 8, behind=True),
-    128: AttentionLaunch(128, 128, 3, 8, behind=True),
+    64: AttentionLaunch(128, 128, 3, 8),
+    128: AttentionLaunch(128, 128, 3, 8),
     256: AttentionLaunch(128, 64, 2, 8),
 }
 AMPERE = {
