@@ -35,6 +35,16 @@ from minference.ops.attention import triton_parts
 from minference.ops.attention.fp8 import E4M3, PRECISIONS
 from minference.testing import default_device, layout_of
 
+AHEAD = """        ahead = tl.load(steps + tl.minimum((i + 1) // SPLIT, n_pairs - 1))
+"""
+INSIDE = (
+    ("(ahead + 1) * _BLOCK", "(tl.load(steps + pair) + 1) * _BLOCK"),
+    (AHEAD, ""),
+    ("base - ahead * _BLOCK", "base - tl.load(last - i) * _BLOCK"),
+    ("        ahead = tl.load(last - tl.minimum(i + 1, n_singles - 1))\n", ""),
+)
+"""Offsets read within their step, as before."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -43,42 +53,32 @@ class Variant:
     name: str
     launch: AttentionLaunch
     edits: tuple[tuple[str, str], ...] = ()
-    tma: bool | None = None
 
 
-DIAGONAL = """    acc, peak, total = _diagonal(
-        q, wide, acc, peak, total, scaling, pos, tile, origin, real, low, high, window, sink, D,
-        WIDE, STAGES, TMA, SOFTCAP, PRECISION, PAGE,
-    )  # fmt: skip
+DIAGONAL = """    if (low | high) != 0:
+        acc, peak, total = _diagonal(
+            q, wide, acc, peak, total, scaling, pos, tile, origin, real, low, high, window, sink,
+            D, WIDE, TMA, SOFTCAP, PRECISION, PAGE,
+        )  # fmt: skip
 """
 BASE = "    base = origin + tile * _TILE\n"
 DIAGONAL_FIRST = ((DIAGONAL, ""), (BASE, DIAGONAL + BASE))
-"""Which serialises the products of the whole kernel (ptxas 12.8)."""
-COMPARED = (("    plain = tl.where(limit == bound, n, 0)\n", "    plain = n * 0 - 1\n"),)
-COMPARED += (("    plain += count_below(columns, n - plain, limit)\n", ""),)
+COMPARED = (("    plain = count_below(columns, n, plain)\n", "    plain = n * 0 - 1\n"),)
 """Columns by the positions of rows, as those that not all rows see."""
 
 
-def _own(
-    names: tuple[str, ...], old: str, new: str, before: str = ""
-) -> tuple[tuple[str, str], ...]:
-    """Functions of `triton_parts` with another line, in the variant's own module."""
-    own = "\n\n".join(inspect.getsource(getattr(triton_parts, name).fn) for name in names)
+def _own_step(old: str, new: str, before: str = "") -> tuple[tuple[str, str], ...]:
+    """The softmax step with another line, in the variant's own module."""
+    own = inspect.getsource(triton_parts.attend.fn)
     assert own.count(old) == 1
     line = "MIN_FP8_DIM = 32\n"
+    return ((line, f"{before}\n\n{own.replace(old, new)}\n\n{line}"),)
+
+
+def _fast_sums() -> tuple[tuple[str, str], ...]:
+    """fp8 weights times values summed over all steps by the tensor cores, some 14 bits wide."""
     order = "from minference.ops.attention.triton_fp8 import in_value_order\n"
-    return ((line, f"{order}{before}\n\n{own.replace(old, new)}\n\n{line}"),)
-
-
-_ADDED = "acc = acc * fade[:, None] + tl.dot(weights, v)"
-FAST_SUMS = _own(("attend",), _ADDED, "acc = tl.dot(weights, v, acc * fade[:, None])")
-"""fp8 weights times values summed over all steps by the tensor cores, some 14 bits wide."""
-ASKED = _own(
-    ("attend",),
-    _ADDED,
-    "acc = tl.dot(weights, v, acc * fade[:, None], max_num_imprecise_acc=v.shape[0])",
-)
-"""Each step's sums added in float32 by what `tl.dot` has for it."""
+    return _own_step(", max_num_imprecise_acc=KEYS", "", order)
 
 
 EXP2 = '''EXP2_4 = tl.constexpr("""{
@@ -108,45 +108,37 @@ def _exp2(x):
     )
 '''
 """Every fourth exponential by a polynomial of degree 3, 7e-5 off, on the ordinary cores."""
-POLYNOMIAL = _own(
-    ("softmax_step", "attend"),
+POLYNOMIAL = _own_step(
     "weights = tl.exp2(scores * factor - safe[:, None])",
     "weights = _exp2(scores * factor - safe[:, None])",
-    EXP2,
+    EXP2 + "\nfrom minference.ops.attention.triton_fp8 import in_value_order\n",
 )
 
 
-EARLY_POLYNOMIAL = (
-    *POLYNOMIAL,
-    ("weights = tl.exp2(scaled - safe[:, None])", "weights = _exp2(scaled - safe[:, None])"),
-)
-WIDEST = AttentionLaunch(128, 128, 3, 8)
 VARIANTS = (
-    Variant("library", WIDEST),
-    Variant("diagonal first", WIDEST, DIAGONAL_FIRST),
-    Variant("columns by position", WIDEST, COMPARED),
-    Variant("scores early", WIDEST._replace(early=True)),
-    Variant("scores early, polynomial", WIDEST._replace(early=True), EARLY_POLYNOMIAL),
-    Variant("polynomial", WIDEST, POLYNOMIAL),
-    Variant("2 stages", WIDEST._replace(stages=2)),
+    Variant("library", AttentionLaunch(128, 128, 3, 8)),
+    Variant("diagonal first", AttentionLaunch(128, 128, 3, 8), DIAGONAL_FIRST),
+    Variant("columns by position", AttentionLaunch(128, 128, 3, 8), COMPARED),
+    Variant("polynomial", AttentionLaunch(128, 128, 3, 8), POLYNOMIAL),
+    Variant("2 stages", AttentionLaunch(128, 128, 2, 8)),
+    Variant("offsets inside, 2 stages", AttentionLaunch(128, 128, 2, 8), INSIDE),
     Variant("64 keys, 4 stages", AttentionLaunch(128, 64, 4, 8)),
     Variant("64 rows, 4 warps", AttentionLaunch(64, 64, 3, 4)),
     Variant("64 keys, 2 stages, 4 warps", AttentionLaunch(128, 64, 2, 4)),
-    Variant("without TMA, 2 stages", WIDEST._replace(stages=2), tma=False),
-    Variant("without TMA", WIDEST, tma=False),
 )
 FP8_VARIANTS = (
     Variant("library", AttentionLaunch(64, 128, 3, 4)),
-    Variant("sums by tl.dot", AttentionLaunch(64, 128, 3, 4), ASKED),
     Variant("2 stages", AttentionLaunch(64, 128, 2, 4)),
+    Variant("128 rows, 8 warps, offsets inside", AttentionLaunch(128, 128, 3, 8), INSIDE),
     Variant("128 rows, 8 warps", AttentionLaunch(128, 128, 3, 8)),
+    Variant("128 rows, 8 warps, 4 stages", AttentionLaunch(128, 128, 4, 8)),
     Variant("64 keys", AttentionLaunch(64, 64, 3, 4)),
-    Variant("sums in the tensor cores", AttentionLaunch(64, 128, 3, 4), FAST_SUMS),
-    Variant("the same, 128 rows, 64 keys", AttentionLaunch(128, 64, 3, 4), FAST_SUMS),
+    Variant("sums in the tensor cores", AttentionLaunch(64, 128, 3, 4), _fast_sums()),
+    Variant("the same, 128 rows, 64 keys", AttentionLaunch(128, 64, 3, 4), _fast_sums()),
 )
-"""Not here, because the compiler (Triton 3.6, sm_90) makes nothing of them: asking for the next
-step's scores before this step's exponentials moves 64 registers a step, which serialises every
-product; warp_specialize=True gives the same code."""
+"""Not here, because the compiler (Triton 3.6, sm_90) makes nothing of them: reading the columns a
+step ahead spills 900 bytes at 3 stages; asking for the next step's scores before this step's
+exponentials gets a wait right behind the product; warp_specialize=True gives the same code."""
 
 
 def module_of(variant: Variant, folder: Path) -> ModuleType:
@@ -186,7 +178,6 @@ def calls_of(
     def call_of(variant: Variant) -> Callable[[], Tensor]:
         module = module_of(variant, folder)
         options = {"scale": q.shape[-1] ** -0.5, "launch": variant.launch, "fp8": fp8}
-        options["tma"] = variant.tma
         return lambda: module.sparse_attention(q, k, v, index, **options)[0]
 
     found = {}

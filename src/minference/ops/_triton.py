@@ -21,9 +21,6 @@ class AttentionLaunch(NamedTuple):
     """Keys of a step over two neighbouring blocks or over packed columns: 128 or 64."""
     stages: int
     warps: int
-    early: bool = False
-    """Whether a step's scores are asked for before the softmax of the step before; not in fp8, nor
-    with a soft cap."""
 
 
 HOPPER = {

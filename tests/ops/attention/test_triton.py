@@ -119,16 +119,6 @@ def test_every_launch_gives_the_same(launch: tuple, *, tma: bool, device: torch.
         check(q, k, v, index, dtype=dtype, launch=AttentionLaunch(*launch), tma=tma)
 
 
-@pytest.mark.parametrize("wide", [64, 128])
-@pytest.mark.parametrize("tma", [False, True])
-def test_scores_asked_for_early(wide: int, *, tma: bool, device: torch.device) -> None:
-    if tma and device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
-        pytest.skip("TMA needs a device of compute capability 9.0")
-    q, k, v = random_qkv(5, 1, 70, 700, dim=32, dtype=torch.float16, device=device)
-    index = mixed_index(layout_of(q, k), 5)
-    check(q, k, v, index, launch=AttentionLaunch(128, wide, 3, 8, early=True), tma=tma)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "fp32", "fp8"])
 def test_more_columns_than_are_looked_up_at_once(dtype: torch.dtype, device: torch.device) -> None:
     q, k, v = inputs(2, 1, 150, 2300, dim=32, dtype=dtype, device=device)

@@ -148,13 +148,12 @@ def _plan(offsets, n, split, item, group, tile, window):
 @triton.jit
 def _diagonal(
     q, source, acc, peak, total, scaling, pos, tile, first, real, low, high, window, sink,
-    D: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, PAGE: tl.constexpr,
+    D: tl.constexpr, WIDE: tl.constexpr, TMA: tl.constexpr, SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
     """The tile's own two blocks; `low` and `high` are the row halves (bits) that see each."""
     middle = tile * _TILE + _BLOCK
-    parts = tl.where((low | high) != 0, _TILE // WIDE, 0)
-    for part in tl.range(0, parts, num_stages=STAGES):
+    for part in tl.static_range(_TILE // WIDE):
         begin = tile * _TILE + part * WIDE
         key = begin + tl.arange(0, WIDE)
         k, v = _keys_values(source, first + begin, D, WIDE, TMA, True, PRECISION, PAGE)
@@ -172,54 +171,6 @@ def _diagonal(
     return acc, peak, total
 
 
-@triton.jit
-def _pairs_early(
-    q, source, acc, peak, total, scaling, steps, n_pairs, base, D: tl.constexpr,
-    WIDE: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
-    PAGE: tl.constexpr,
-):  # fmt: skip
-    """The pairs, each step's scores asked for before the softmax of the step before, under which
-    the tensor cores then work.
-
-    What the compiler (Triton 3.6, ptxas 12.8) needs for that: a product that is waited for ahead of
-    each use of the scores, that of weights and values; weights carried as bits, or they go through
-    shared memory; scores that are scaled, so that nothing but the next product writes to theirs.
-    """
-    SPLIT: tl.constexpr = _TILE // WIDE
-    ROWS: tl.constexpr = q.shape[0]
-    count = n_pairs * SPLIT
-    ahead = tl.load(steps, mask=n_pairs > 0, other=0)
-    before = base - (ahead + 1) * _BLOCK
-    earlier = before
-    held = tl.zeros([ROWS, WIDE], tl.int16)
-    scores = tl.zeros([ROWS, WIDE], tl.float32)
-    # iteration i: scores of step i, softmax of i - 1, values of i - 2
-    for i in tl.range(0, tl.where(count > 0, count + 1, 0), num_stages=STAGES):
-        _, v = _keys_values(source, earlier, D, WIDE, TMA, False, PRECISION, PAGE)
-        acc = tl.dot(held.to(v.dtype, bitcast=True), v, acc)
-        scaled = scores * scaling[0] + tl.where(i == 0, float("-inf"), 0.0)
-        step = tl.minimum(i, count - 1)
-        pair = step // SPLIT
-        at_row = base - (ahead + 1) * _BLOCK + (step - pair * SPLIT) * WIDE
-        ahead = tl.load(steps + tl.minimum((i + 1) // SPLIT, n_pairs - 1))
-        k, _ = _keys_values(source, at_row, D, WIDE, TMA, False, PRECISION, PAGE)
-        scores = tl.dot(q, k.T)
-        earlier = before
-        before = at_row
-        risen = tl.maximum(peak, tl.max(scaled, 1))
-        safe = tl.where(risen == float("-inf"), 0.0, risen)
-        fade = tl.exp2(peak - safe)
-        weights = tl.exp2(scaled - safe[:, None])
-        total = total * fade + tl.sum(weights, 1)
-        acc = acc * fade[:, None]
-        peak = risen
-        held = weights.to(v.dtype).to(tl.int16, bitcast=True)
-    if count > 0:
-        _, v = _keys_values(source, earlier, D, WIDE, TMA, False, PRECISION, PAGE)
-        acc = tl.dot(held.to(v.dtype, bitcast=True), v, acc)
-    return acc, peak, total
-
-
 @triton.jit(do_not_specialize=["slots", "q_len", "kv_len", "packed_rows"])
 def _sparse_attention(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, offset_lists, block_lists, column_lists, bits,
@@ -227,9 +178,9 @@ def _sparse_attention(
     slots, q_len, kv_len, scaling, packed_k_ptr, packed_v_ptr, packed_rows,
     steps_ptr, places_ptr, plans_ptr, k_wide, v_wide, k_narrow, v_narrow, k_packed, v_packed,
     k_few, v_few, H: tl.constexpr, HKV: tl.constexpr, LISTS: tl.constexpr, D: tl.constexpr,
-    ROWS: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
-    TMA: tl.constexpr, SOFTCAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr,
-    PAGE: tl.constexpr, table, scales, packed_place,
+    ROWS: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
+    SOFTCAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr, PAGE: tl.constexpr, table,
+    scales, packed_place,
 ):  # fmt: skip
     FP8: tl.constexpr = PRECISION == "fp8"
     PARTS: tl.constexpr = _TILE // ROWS
@@ -300,22 +251,16 @@ def _sparse_attention(
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     base = origin + tile * _TILE
-    if EARLY:
-        acc, peak, total = _pairs_early(
-            q, wide, acc, peak, total, scaling, steps, n_pairs, base, D, WIDE, STAGES, TMA,
-            PRECISION, PAGE,
-        )  # fmt: skip
-    else:
-        # each offset is read a step ahead: else its load takes a stage of K and V
-        ahead = tl.load(steps, mask=n_pairs > 0, other=0)
-        for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
-            pair = i // SPLIT
-            at_row = base - (ahead + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
-            ahead = tl.load(steps + tl.minimum((i + 1) // SPLIT, n_pairs - 1))
-            k, v = _keys_values(wide, at_row, D, WIDE, TMA, False, PRECISION, PAGE)
-            acc, peak, total = attend(
-                q, k, v, acc, peak, total, scaling, pos, pos, pos, UNMASKED, SOFTCAP, PRECISION
-            )
+    # each offset is read a step ahead: else its load takes a stage of K and V
+    ahead = tl.load(steps, mask=n_pairs > 0, other=0)
+    for i in tl.range(0, n_pairs * SPLIT, num_stages=STAGES):
+        pair = i // SPLIT
+        at_row = base - (ahead + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
+        ahead = tl.load(steps + tl.minimum((i + 1) // SPLIT, n_pairs - 1))
+        k, v = _keys_values(wide, at_row, D, WIDE, TMA, False, PRECISION, PAGE)
+        acc, peak, total = attend(
+            q, k, v, acc, peak, total, scaling, pos, pos, pos, UNMASKED, SOFTCAP, PRECISION
+        )
     last = steps + (n - 1)
     ahead = tl.load(last, mask=n_singles > 0, other=0)
     for i in tl.range(0, n_singles, num_stages=STAGES):
@@ -355,9 +300,8 @@ def _sparse_attention(
     bound = tl.minimum(real, (2 * tile + 2 - local) * _BLOCK)
     n = count_below(columns, n * live, bound)
     # all rows see a column before the tile, where no window ends before it
-    limit = tl.where(window >= bound + _TILE, tl.minimum(bound, tile * _TILE), 0)
-    plain = tl.where(limit == bound, n, 0)
-    plain += count_below(columns, n - plain, limit)
+    plain = tl.where(window >= bound + _TILE, tl.minimum(bound, tile * _TILE), 0)
+    plain = count_below(columns, n, plain)
     STEPS: tl.constexpr = _COLUMNS // WIDE
     for chunk in range(0, n, _COLUMNS):
         words = uncovered_bits(columns, chunk, n, bitmap, tile, STEPS, WIDE)
@@ -382,10 +326,11 @@ def _sparse_attention(
                 closes_at(key, window, sink), ROWS_OF_KEY, SOFTCAP, PRECISION,
             )  # fmt: skip
     # last: ahead of the loops it makes the compiler (ptxas 12.8) wait for every single product
-    acc, peak, total = _diagonal(
-        q, wide, acc, peak, total, scaling, pos, tile, origin, real, low, high, window, sink, D,
-        WIDE, STAGES, TMA, SOFTCAP, PRECISION, PAGE,
-    )  # fmt: skip
+    if (low | high) != 0:
+        acc, peak, total = _diagonal(
+            q, wide, acc, peak, total, scaling, pos, tile, origin, real, low, high, window, sink,
+            D, WIDE, TMA, SOFTCAP, PRECISION, PAGE,
+        )  # fmt: skip
 
     at = (b * H + head).to(tl.int64) * q_len + row
     if FP8:
@@ -490,12 +435,11 @@ def sparse_attention(
     tma = table is None and (tma_serves(k, v, *packed) if tma is None else tma)
     # without TMA, addresses take the registers of a third stage
     stages = tuned.stages if tma or launch or dim <= 64 else min(tuned.stages, 2)
-    early = tuned.early and not fp8 and not softcap
     _sparse_attention[grid](
         *data, *packed, packed[0].shape[2], *pair_offsets(index.offsets),
         *_descriptors(k, v, tuned.wide, tma=tma), *_descriptors(k, v, BLOCK, tma=tma),
         *_descriptors(*packed, tuned.wide, tma=tma), *_descriptors(*packed, BLOCK, tma=tma),
-        WIDE=tuned.wide, STAGES=stages, EARLY=early, TMA=tma, PRECISION="fp8" if fp8 else "tf32",
+        WIDE=tuned.wide, STAGES=stages, TMA=tma, PRECISION="fp8" if fp8 else "tf32",
         scales=scales, packed_place=place, **fixed,
     )  # fmt: skip
     return out, lse
