@@ -19,9 +19,9 @@ PACK_PROGRAMS = 16
 def count_below(ptr, n, bound, step: tl.constexpr = 1):
     """Number of entries below `bound` of an ascending list: `ptr`, `ptr + step`, ... (n entries).
 
-    Searches 1024 ways, so that a list of as many entries costs one load.
+    Searches 256 ways, so that a list of 64K entries costs two dependent loads.
     """
-    WAYS: tl.constexpr = 1024
+    WAYS: tl.constexpr = 256
     low = n * 0
     left = n
     while left > 0:

@@ -67,13 +67,16 @@ def rows_at(place, paged, step, page_step, PAGE: tl.constexpr):
 
 
 @triton.jit
-def softmax_step(
-    scores, peak, total, scaling, pos, opens, closes, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
-    RAISE: tl.constexpr,
+def attend(
+    q, k, v, acc, peak, total, scaling, pos, opens, closes, MASK: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Weights of a step's scores in base 2, what the sums before it fade by, the rows' largest
-    exponents and totals. The masks are those of `attend`; weights come out times 2^RAISE."""
+    """One step of the online softmax in base 2. With MASK ROWS_OF_KEY, row `pos` sees key n iff
+    opens[n] <= pos < closes[n]; with WHOLE_KEYS all rows see key n iff opens[n] is not 0. With
+    PRECISION "fp8", v lies in the order of `value_key`."""
     factor, ceiling = scaling
+    INPUT: tl.constexpr = "tf32" if PRECISION == "fp8" else PRECISION
+    scores = tl.dot(q, k.T, input_precision=INPUT)  # [ROWS, keys]
     if SOFTCAP:
         scores = ceiling - 2 * ceiling / (tl.exp2(scores * factor) + 1)
         factor = 1.0
@@ -88,35 +91,18 @@ def softmax_step(
         # a row that has seen no key yet would give inf - inf
         safe = tl.where(risen == float("-inf"), 0.0, risen)
     fade = tl.exp2(peak - safe)
-    if RAISE != 0:
-        safe -= RAISE
-    weights = tl.exp2(scores * factor - safe[:, None])
-    return weights, fade, risen, total * fade + tl.sum(weights, 1)
-
-
-@triton.jit
-def attend(
-    q, k, v, acc, peak, total, scaling, pos, opens, closes, MASK: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One step of the online softmax. With MASK ROWS_OF_KEY, row `pos` sees key n iff
-    opens[n] <= pos < closes[n]; with WHOLE_KEYS all rows see key n iff opens[n] is not 0. With
-    PRECISION "fp8", v lies in the order of `value_key`."""
-    FP8: tl.constexpr = PRECISION == "fp8"
-    INPUT: tl.constexpr = "tf32" if FP8 else PRECISION
-    RAISE: tl.constexpr = RAISED if FP8 else 0
-    scores = tl.dot(q, k.T, input_precision=INPUT)  # [ROWS, keys]
-    weights, fade, peak, total = softmax_step(
-        scores, peak, total, scaling, pos, opens, closes, MASK, SOFTCAP, RAISE
-    )
-    if FP8:
-        # the tensor cores' own sums keep some 14 bits: each step's is added in float32, apart, as
-        # asking tl.dot for it serialises its products
+    if PRECISION == "fp8":
+        weights = tl.exp2(scores * factor - (safe - RAISED)[:, None])
+        total = total * fade + tl.sum(weights, 1)
+        # the tensor cores' own sums keep some 14 bits: each step's is added in float32
+        KEYS: tl.constexpr = v.shape[0]
         weights = in_value_order(weights.to(v.dtype))
-        acc = acc * fade[:, None] + tl.dot(weights, v)
+        acc = tl.dot(weights, v, acc * fade[:, None], max_num_imprecise_acc=KEYS)
     else:
+        weights = tl.exp2(scores * factor - safe[:, None])
+        total = total * fade + tl.sum(weights, 1)
         acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
-    return acc, peak, total
+    return acc, risen, total
 
 
 @triton.jit
