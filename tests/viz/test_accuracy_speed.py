@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minference.bench.peers import MethodTime, Times
-from minference.viz.accuracy_speed import Panel, accuracy_figure, accuracy_points
+from minference.viz.accuracy_speed import Panel, accuracy_figure, accuracy_panel
 
 LONG = "minference:budget_length=none,selection=lines,vertical=512,slash=2048"
 
@@ -36,23 +36,35 @@ TIMES: Times = {
 
 
 def test_points_have_answers_beside_dense_and_a_time_the_best_first() -> None:
-    found = accuracy_points(RECORDS, TIMES, 32_768, 32_768)
-    assert [(p.method, p.gap.mean, p.time.speedup) for p in found] == [
+    found = accuracy_panel(RECORDS, TIMES, 32_768, 32_768)
+    assert [(p.method, p.gap.mean, p.time.speedup) for p in found.points] == [
         (LONG, -0.25, 0.5),
         ("a", -0.5, 4.0),
     ]
-    later = accuracy_points(RECORDS, TIMES, 32_768, 131_072)
-    assert [(p.method, p.gap.mean, p.time.speedup) for p in later] == [("a", -0.5, 8.0)]
-    assert accuracy_points(RECORDS, TIMES, 32_768, 32_768, placement="end") == []
+    later = accuracy_panel(RECORDS, TIMES, 32_768, 131_072)
+    assert [(p.method, p.gap.mean, p.time.speedup) for p in later.points] == [("a", -0.5, 8.0)]
+    assert accuracy_panel(RECORDS, TIMES, 32_768, 32_768, placement="end").points == []
+
+
+def test_only_tasks_that_every_method_was_asked_count() -> None:
+    more = [record | {"task": "u"} for record in answers("dense", [1, 1]) + answers("a", [0, 0])]
+    found = accuracy_panel([*RECORDS, *more], TIMES, 32_768, 32_768)
+    assert (found.tasks, found.others) == (("t",), ("u",))
+    assert [point.gap.mean for point in found.points] == [-0.25, -0.5]
+    pytest.importorskip("matplotlib")
+    figure = accuracy_figure([found], title="picture")
+    assert figure.get_suptitle() == "picture"
+    (axes,) = figure.axes
+    assert axes.get_title().endswith("\nt alone")
+    later = accuracy_panel([*RECORDS, *more], TIMES, 32_768, 131_072)
+    assert (later.tasks, [point.gap.mean for point in later.points]) == (("t", "u"), [-4 / 6])
 
 
 def test_the_figure_draws_each_method_at_its_speed_and_loss() -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.collections import PathCollection
 
-    panels = [
-        Panel(32_768, n, accuracy_points(RECORDS, TIMES, 32_768, n)) for n in (32_768, 131_072)
-    ]
+    panels = [accuracy_panel(RECORDS, TIMES, 32_768, n) for n in (32_768, 131_072)]
     figure = accuracy_figure(panels, title="t")
     left, right = figure.axes
     for axes, expected in ((left, [[1, 0], [0.5, 0.25], [4, 0.5]]), (right, [[1, 0], [8, 0.5]])):
@@ -60,6 +72,7 @@ def test_the_figure_draws_each_method_at_its_speed_and_loss() -> None:
         assert [np.asarray(found.get_offsets()).tolist() for found in dots] == [
             [place] for place in expected
         ]
+    assert figure.get_suptitle() == "t"
     assert left.yaxis_inverted()
     assert right.get_title() == "answers at 32K, time at 128K tokens"
     assert left.get_xlabel().endswith("times as fast as FlashAttention 3")
@@ -77,8 +90,8 @@ def test_labels_do_not_touch() -> None:
     for n in range(12):
         records += answers(f"m{n}", [1, 0])
         times[32_768, f"m{n}"] = MethodTime(1.0, 1.0 + n, "fa3", 0.5, None)
-    found = accuracy_points(records, times, 32_768, 32_768)
-    (panel,) = accuracy_figure([Panel(32_768, 32_768, found)], title="t").axes
+    found = accuracy_panel(records, times, 32_768, 32_768)
+    (panel,) = accuracy_figure([found], title="t").axes
     heights = [text.get_position()[1] for text in panel.texts[:12]]
     assert all(b - a > 0.03 for a, b in pairwise(heights))
 

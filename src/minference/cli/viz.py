@@ -166,7 +166,7 @@ def tradeoff(
 ) -> None:
     """Accuracy lost against the speed-up over the best dense kernel, a point a method."""
     from minference.bench.peers import read_times
-    from minference.viz.accuracy_speed import Panel, accuracy_figure, accuracy_points
+    from minference.viz.accuracy_speed import accuracy_figure, accuracy_panel
 
     shown, spent = ([parse_length(x) for x in text.split(",")] for text in (answered, timed))
     if len(shown) not in (1, len(spent)):
@@ -176,7 +176,7 @@ def tradeoff(
         )
     records, found = _records(results), read_times(times)
     panels = [
-        Panel(one, other, accuracy_points(records, found, one, other, placement=placement))
+        accuracy_panel(records, found, one, other, placement=placement)
         for one, other in zip(shown * (len(spent) // len(shown)), spent, strict=True)
     ]
     gpus = sorted({time.gpu or "CPU" for time in found.values()})

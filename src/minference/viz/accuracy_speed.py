@@ -37,22 +37,32 @@ class AccuracyPoint:
 
 @dataclass(frozen=True)
 class Panel:
-    """Methods, and the lengths in tokens at which they answered and were timed."""
+    """Methods at one length of the answers and one of the times.
+
+    Attributes:
+        answered: length of the prompts that were answered, in tokens.
+        timed: length of the prompt that was timed.
+        points: the most accurate first.
+        tasks: those that count, which are the ones that every method here was asked.
+        others: tasks that only some of the methods were asked.
+    """
 
     answered: int
     timed: int
     points: Sequence[AccuracyPoint]
+    tasks: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
-def accuracy_points(
+def accuracy_panel(
     records: Iterable[Mapping[str, Any]],
     times: Times,
     answered: int,
     timed: int,
     *,
     placement: str = "spread",
-) -> list[AccuracyPoint]:
-    """Methods that have answers at one length and a time at one, the most accurate first.
+) -> Panel:
+    """Methods that have answers at one length and a time at one.
 
     Args:
         records: of an evaluation.
@@ -61,18 +71,22 @@ def accuracy_points(
         timed: length of the prompt that was timed.
         placement: where the questions were.
     """
-    own = [
+    answers = answers_by_cell(
         record
         for record in records
         if record.get("length") == answered and record.get("placement") == placement
+    )
+    asked = {name: None for by_method in answers.values() for name in by_method}
+    methods = [name for name in asked if name != "dense" and (timed, name) in times]
+    common = {cell: by for cell, by in answers.items() if by.keys() >= {"dense", *methods}}
+    points = [
+        AccuracyPoint(method, gap, times[timed, method])
+        for method in methods
+        if (gap := difference_to(common, method)) is not None
     ]
-    answers = answers_by_cell(own)
-    points = []
-    for method in {name: None for by_method in answers.values() for name in by_method}:
-        time, gap = times.get((timed, method)), difference_to(answers, method)
-        if method != "dense" and time is not None and gap is not None:
-            points.append(AccuracyPoint(method, gap, time))
-    return sorted(points, key=lambda point: -point.gap.mean)
+    tasks = tuple(cell[0] for cell in common)
+    others = tuple(cell[0] for cell in answers if cell not in common)
+    return Panel(answered, timed, sorted(points, key=lambda p: -p.gap.mean), tasks, others)
 
 
 def accuracy_figure(panels: Sequence[Panel], *, title: str) -> Figure:
@@ -89,14 +103,16 @@ def accuracy_figure(panels: Sequence[Panel], *, title: str) -> Figure:
             "no method has both answers and a time; name files of `minference eval` and of "
             "benchmarks/peer_times.py with the same methods"
         )
+    kinds = sorted({_kind(point) for panel in panels for point in panel.points})
     figure = Figure(figsize=(6.6 * len(panels), 6.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, panel in zip(axes, panels, strict=True):
-        _draw(axis, panel.points)
+        _draw(axis, panel.points, kinds)
         over = ", ".join(sorted({_NAMES.get(p.time.over, p.time.over) for p in panel.points}))
-        axis.set_title(
-            f"answers at {panel.answered >> 10}K, time at {panel.timed >> 10}K tokens", fontsize=10
-        )
+        where = f"answers at {panel.answered >> 10}K, time at {panel.timed >> 10}K tokens"
+        if panel.others:
+            where += "\n" + f"{', '.join(panel.tasks)} alone".replace("_", " ")
+        axis.set_title(where, fontsize=10)
         axis.set_xlabel(f"attention of a layer with its index,\ntimes as fast as {over}")
     axes[0].set_ylabel("share of the answers lost against dense, 95 % interval")
     axes[0].invert_yaxis()
@@ -104,17 +120,20 @@ def accuracy_figure(panels: Sequence[Panel], *, title: str) -> Figure:
     return figure
 
 
-def _draw(axis: Axes, points: Sequence[AccuracyPoint]) -> None:
+def _kind(point: AccuracyPoint) -> str:
+    return point.method.partition(":")[0]
+
+
+def _draw(axis: Axes, points: Sequence[AccuracyPoint], kinds: Sequence[str]) -> None:
     from matplotlib import colormaps
 
-    kinds = sorted({point.method.partition(":")[0] for point in points})
     axis.axvline(1, color="0.6", linewidth=0.8)
     axis.axhline(0, color="0.6", linewidth=0.8)
     axis.scatter([1], [0], marker="*", s=90, color="black", zorder=3)
     labels = [_label(point) for point in points]
     places = _label_places([-point.gap.mean for point in points], labels)
     for point, label, place in zip(points, labels, places, strict=True):
-        colour = colormaps["tab10"](kinds.index(point.method.partition(":")[0]) % 10)
+        colour = colormaps["tab10"](kinds.index(_kind(point)) % 10)
         lost, x = -point.gap.mean, point.time.speedup
         around = [[lost + point.gap.high], [-point.gap.low - lost]]
         axis.errorbar([x], [lost], yerr=around, color=colour, linewidth=1, capsize=2)
