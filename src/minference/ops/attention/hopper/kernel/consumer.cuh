@@ -12,11 +12,6 @@ constexpr float GROWTH = 8.f, RAISE = 0.f;
 constexpr int WEIGHT_WORDS = 32;
 #endif
 
-// Every so many groups of 8 keys are exponentiated on the ordinary cores; none with 0.
-#ifndef POLYNOMIAL
-#define POLYNOMIAL 0
-#endif
-
 struct Consumer {
     const Params& p;
     Shared& shared;
@@ -155,9 +150,7 @@ struct Consumer {
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     float& x = s[4 * n + 2 * r + i];
-                    bool ordinary = POLYNOMIAL && (n + 1) % (POLYNOMIAL + !POLYNOMIAL) == 0;
-                    x = fmaf(x, factor, -shift);
-                    x = ordinary ? exp2_polynomial(x) : exp2_fast(x);
+                    x = exp2_fast(fmaf(x, factor, -shift));
                     sum[i] += x;
                 }
             rows.sum[r] = sum[0] + sum[1];

@@ -167,18 +167,6 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
-// The same on the ordinary cores, 1e-4 off, for x <= 0: 2^round(x) times a polynomial of the rest.
-// The polynomial is 1 at 0, so that what is below 2^-126 becomes 0.
-__device__ __forceinline__ float exp2_polynomial(float x) {
-    x = fmaxf(x, -127.f);
-    float whole = x + 12582912.f; // 1.5 * 2^23: the integer stands in the lowest bits
-    float part = x - (whole - 12582912.f);
-    float y = fmaf(part, 0.05500893f, 0.24221097f);
-    y = fmaf(part, y, 0.69328293f);
-    y = fmaf(part, y, 1.f);
-    return __int_as_float(__float_as_int(y) + (__float_as_int(whole) << 23));
-}
-
 __device__ __forceinline__ float log2_fast(float x) {
     float y;
     asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
