@@ -18,7 +18,7 @@ from minference.ops.groups.plan import CELL, EDGE, GROUP_TILES, LEAST_WIDER, Pla
 from minference.ops.groups.triton_cells import STEP, Cells
 from minference.ops.groups.triton_keep import first_of
 from minference.ops.groups.triton_rows import group_span, log2_scores
-from minference.ops.groups.triton_spot import PLANES, PROGRAMS, Rows, chunk_span
+from minference.ops.groups.triton_spot import PLANES, Rows, program_span
 
 _BLOCK = tl.constexpr(BLOCK)
 _TILE = tl.constexpr(TILE)
@@ -39,16 +39,11 @@ def rate_means(
     """Log2 of the largest share that the best mean of each block has of a sampled row of each
     group, for `each` steps of blocks."""
     HALF: tl.constexpr = tl.float16 if FP8 else tl.float32
-    here = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
-    item = tl.program_id(2)
-    _, _, _, steps = chunk_span(
-        first_ptr, stop_ptr, q_len, kv_len, item // HKV, first_tile, here, TILES
+    item, own, split, _, _, steps = program_span(
+        first_ptr, stop_ptr, q_len, kv_len, first_tile, splits, HKV, TILES
     )
-    split = tl.program_id(1) % splits
     if split * each >= steps:
         return
-    bundle, bundles = tl.program_id(1) // splits, tl.num_programs(1) // splits
-    own = ((item * tl.num_programs(0) + here) * bundles + bundle).to(tl.int64)
     row = tl.arange(0, LINES)
     column = tl.arange(0, BLOCK_D)
     q = tl.load(rows_ptr + (own * LINES + row[:, None]) * BLOCK_D + column[None, :])
@@ -205,13 +200,9 @@ def listed_keys(
     slots, tiles, fixed = sampled.factors.shape, sampled.tiles, sampled.fixed
     items, programs, bundles = slots
     groups, parts = max(1, tiles // GROUP_TILES), max(1, GROUP_TILES // tiles)
-    blocks, device, dtype = 2 * -(-layout.kv_len // TILE), cells.keys.device, torch.float32
-    if fixed["FP8"]:
-        dtype = torch.float16
+    blocks, device, dtype = 2 * -(-layout.kv_len // TILE), cells.keys.device, sampled.scores
     bounds = (layout.first, layout.stop, layout.q_len, layout.kv_len)
-    steps = -(-blocks // STEP)
-    each = -(-steps // min(steps, -(-PROGRAMS // sampled.factors.numel())))
-    splits = -(-steps // each)
+    splits, each = sampled.splits(blocks)
     coarse = torch.empty((*slots, groups, blocks), dtype=dtype, device=device)
     rate_means[(programs, bundles * splits, items)](
         sampled.rows, cells.fine, sampled.sums, sampled.factors, coarse, *bounds,

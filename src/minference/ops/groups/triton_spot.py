@@ -58,16 +58,24 @@ def _span(first_ptr, stop_ptr, q_len, kv_len, b, tile, TILES: tl.constexpr):
 
 
 @triton.jit
-def chunk_span(first_ptr, stop_ptr, q_len, kv_len, b, first_tile, here, TILES: tl.constexpr):
-    """First query position of the chunk and start of a program's tiles; first position in their
-    groups, tiles without rows too, and the steps of blocks that they see."""
+def program_span(
+    first_ptr, stop_ptr, q_len, kv_len, first_tile, splits, HKV: tl.constexpr, TILES: tl.constexpr
+):  # fmt: skip
+    """What a program rates: whose keys, which of the `Rows`, and which split of the steps; first
+    query position of the chunk, start of its tiles, and the steps of blocks that their groups see,
+    tiles without rows too."""
     WHOLE: tl.constexpr = TILES if TILES > 4 else 4
+    here = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
+    item = tl.program_id(2)
+    split = tl.program_id(1) % splits
+    bundle, bundles = tl.program_id(1) // splits, tl.num_programs(1) // splits
+    own = ((item * tl.num_programs(0) + here) * bundles + bundle).to(tl.int64)
     tile = first_tile + here * TILES
     group = tile // _GROUP_TILES * _GROUP_TILES
-    begin, start, low, stop = _span(first_ptr, stop_ptr, q_len, kv_len, b, group, WHOLE)
+    begin, start, low, stop = _span(first_ptr, stop_ptr, q_len, kv_len, item // HKV, group, WHOLE)
     start += (tile - group) * _TILE
     steps = tl.where(low < stop, (stop + _STEP * _BLOCK - 1) // (_STEP * _BLOCK), 0)
-    return begin, start, low, steps
+    return item, own, split, begin, start, steps
 
 
 @triton.jit
@@ -216,16 +224,11 @@ def rate_keys(
     call finds how much, and for programs with a row whose sum more than doubles it is made AGAIN.
     """
     HALF: tl.constexpr = tl.float16 if FP8 else tl.float32
-    here = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
-    item = tl.program_id(2)
-    begin, start, _, steps = chunk_span(
-        first_ptr, stop_ptr, q_len, kv_len, item // HKV, first_tile, here, TILES
+    item, own, split, begin, start, steps = program_span(
+        first_ptr, stop_ptr, q_len, kv_len, first_tile, splits, HKV, TILES
     )
-    split = tl.program_id(1) % splits
     if split * each >= steps:
         return
-    bundle, bundles = tl.program_id(1) // splits, tl.num_programs(1) // splits
-    own = ((item * tl.num_programs(0) + here) * bundles + bundle).to(tl.int64)
     row = tl.arange(0, LINES)
     sums = sums_ptr + own * LINES + row
     added = added_ptr + own * splits * LINES + row
@@ -286,6 +289,17 @@ class Rows(NamedTuple):
     ceiling: float
     fixed: dict[str, Any]
 
+    @property
+    def scores(self) -> torch.dtype:
+        """What products are added up in."""
+        return torch.float16 if self.fixed["FP8"] else torch.float32
+
+    def splits(self, blocks: int) -> tuple[int, int]:
+        """Programs that share the steps of so many blocks, and steps of each."""
+        steps = -(-blocks // STEP)
+        each = -(-steps // min(steps, -(-PROGRAMS // self.factors.numel())))
+        return -(-steps // each), each
+
 
 def sample_rows(
     q: Float[Tensor, "B H L D"],
@@ -332,11 +346,8 @@ def score_keys(
     slots, tiles = sampled.factors.shape, sampled.tiles
     items, programs, bundles = slots
     blocks, device = 2 * -(-layout.kv_len // TILE), cells.keys.device
-    dtype = torch.float16 if sampled.fixed["FP8"] else torch.float32
-    ratings = torch.empty((*slots, tiles, PLANES, blocks), dtype=dtype, device=device)
-    steps = -(-blocks // STEP)
-    each = -(-steps // min(steps, -(-PROGRAMS // sampled.factors.numel())))
-    splits = -(-steps // each)
+    ratings = torch.empty((*slots, tiles, PLANES, blocks), dtype=sampled.scores, device=device)
+    splits, each = sampled.splits(blocks)
     added, new = (torch.empty((*slots, splits, sampled.lines), device=device) for _ in range(2))
     for again in (False, True):
         rate_keys[(programs, bundles * splits, items)](
