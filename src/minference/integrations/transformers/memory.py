@@ -138,12 +138,15 @@ def check_memory(model: PreTrainedModel, tokens: int, **options: Any) -> Memory:
 
 def _collected(device: torch.device, place: str) -> torch.device:
     """The place, once it is rid of what only waits to be freed: a cache in a reference cycle, and
-    pinned memory that torch keeps."""
+    on the host pinned memory that torch keeps."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    if place != "host":
+        return device
+    if device.type == "cuda":
         _release_pinned()
-    return torch.device("cpu") if place == "host" else device
+    return torch.device("cpu")
 
 
 def _release_pinned() -> None:
