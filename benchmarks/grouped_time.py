@@ -221,8 +221,8 @@ def main() -> None:
                 method = dataclasses.replace(given_method, rows=rows)
                 if candidates is not None:
                     fields = dataclasses.fields(method)
-                    own = {x.name: getattr(method, x.name) for x in fields if x.init}
-                    method = Listed(**own | {"candidates": candidates})
+                    options_of = {x.name: getattr(method, x.name) for x in fields if x.init}
+                    method = Listed(**options_of | {"candidates": candidates})
                 plan = method.plan(layout_of(q[:1, :1], k[:1, :1]))
                 known = {"rows": plan.rows, "candidates": plan.candidates, **facts(method, q, k)}
                 for stage, call in stages(method, q, k, v).items():
