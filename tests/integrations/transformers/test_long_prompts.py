@@ -91,6 +91,9 @@ def test_what_torch_keeps_pinned_is_free(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "host_memory_stats", lambda: stats)
     assert memory.free_memory(torch.device("cpu")) > before + (7 << 40)
+    # torch 2.11 says so of memory that it has given back
+    stats["allocated_bytes.current"] = 0
+    assert memory.free_memory(torch.device("cpu")) > before - (1 << 39)
 
 
 def test_a_cache_in_a_cycle_is_collected_before_a_prompt_is_refused(
