@@ -73,6 +73,9 @@ class SparseIndex:
 
     H is the number of query heads, or of KV heads when all query heads of a KV head share one
     list. Columns need a single group and must lie outside the listed `blocks`.
+
+    With `samples`, a tile also reads about so many keys that stand for those left out
+    (`minference.samples`); such an index has blocks only.
     """
 
     offsets: Ragged
@@ -86,6 +89,7 @@ class SparseIndex:
     stop: Int[Tensor, " B"]
     q_len: int
     kv_len: int
+    samples: int = 0
 
     @property
     def batch(self) -> int:
@@ -113,10 +117,20 @@ class SparseIndex:
         ]
 
     @classmethod
-    def from_tensors(cls, tensors: Sequence[Tensor], q_len: int, kv_len: int) -> "SparseIndex":
+    def from_tensors(
+        cls, tensors: Sequence[Tensor], q_len: int, kv_len: int, samples: int = 0
+    ) -> "SparseIndex":
         """What `tensors` took apart."""
         offsets, blocks, columns = (Ragged(*tensors[i : i + 3]) for i in (0, 3, 6))
-        return cls(offsets, blocks, columns, *tensors[9:15], q_len=q_len, kv_len=kv_len)
+        return cls(
+            offsets,
+            blocks,
+            columns,
+            *tensors[9:15],
+            q_len=q_len,
+            kv_len=kv_len,
+            samples=samples,
+        )
 
     def query_start(self, b: int) -> int:
         """Position of the first query row of the buffer; negative while it is left padding."""
@@ -165,7 +179,8 @@ class SparseIndex:
         return columns[halves[columns // BLOCK] == 0]
 
     def tile_mask(self, b: int, h: int, tile: int) -> Bool[Tensor, "tile keys"]:
-        """Keys [0, 128 (tile + 1)) that each of the tile's 128 rows attends to, after masks."""
+        """Keys [0, 128 (tile + 1)) that each of the tile's 128 rows attends to, after masks;
+        without samples."""
         halves = self.tile_blocks(b, h, tile)
         columns = self.tile_columns(b, h, tile, halves)
         keys = torch.arange(halves.shape[0] * BLOCK, device=self.device)
@@ -178,7 +193,8 @@ class SparseIndex:
         return mask & (distance >= 0) & near
 
     def to_dense_mask(self) -> Bool[Tensor, "B H L N"]:
-        """The mask over the buffers, padding rows and keys False. For tests and small plots."""
+        """The mask over the buffers without samples, padding rows and keys False. For tests and
+        small plots."""
         mask = torch.zeros(
             (self.batch, self.heads, self.q_len, self.kv_len), dtype=torch.bool, device=self.device
         )
@@ -195,7 +211,7 @@ class SparseIndex:
         """Share of the causal area that is computed, [B, H] float64 on the CPU.
 
         Counts whole blocks up to the diagonal, also where `window` and `sink` mask keys of a
-        computed block: it measures work. Reads the index on the host.
+        computed block, and samples: it measures work. Reads the index on the host.
         """
         from minference.index_tiles import computed_pairs
 
@@ -230,7 +246,8 @@ class SparseIndex:
         density = self.head_density()
         lines = [
             f"SparseIndex: batch {self.batch}, heads {self.heads}, {self.q_len} queries on "
-            f"{self.kv_len} keys, density {float(density.mean()):.4f}, {self.nbytes()} bytes"
+            f"{self.kv_len} keys, {self.samples} samples, density {float(density.mean()):.4f}, "
+            f"{self.nbytes()} bytes"
         ]
         for h in range(self.heads):
             size = int(self.group_tiles[h])
@@ -260,6 +277,12 @@ class SparseIndex:
         if self.columns.count.shape[2] != 1:
             raise ValueError(
                 f"columns need one group, got {self.columns.count.shape[2]}; use blocks instead"
+            )
+        lines = int(self.columns.count.sum()) + int(self.offsets.count.sum())
+        if self.samples and (lines or int(self.window.min()) < WHOLE):
+            raise ValueError(
+                f"an index with samples must have blocks only, got {lines} columns and offsets and "
+                f"windows from {int(self.window.min())}; list the blocks instead"
             )
 
 
@@ -314,6 +337,9 @@ def merge_heads(parts: Sequence[tuple[Sequence[int], SparseIndex]], heads: int) 
         return parts[0][1]
     order = [h for numbers, _ in parts for h in numbers]
     indices = [index for _, index in parts]
+    if any(index.samples for index in indices):
+        counts = [index.samples for index in indices]
+        raise ValueError(f"indices with samples cannot be merged, got {counts}; set samples=0")
     source = [order.index(h) for h in range(heads)]
     select = device_ints(tuple(source), indices[0].device)
 

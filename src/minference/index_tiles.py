@@ -1,10 +1,13 @@
 """What many tiles of an index read, heads and tiles at once and on the index's device."""
 
+import itertools
+
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from minference.index import BLOCK, BOTH_HALVES, TILE, Ragged, SparseIndex
+from minference.samples import sample_keys, sample_stride
 
 RUN = 256
 """Tiles that are counted at once: the table of 32 heads takes 128 MB at a million tokens."""
@@ -32,8 +35,8 @@ def tile_halves(
 
 
 def computed_pairs(index: SparseIndex, b: int, tiles: range | None = None) -> Int[Tensor, " H"]:
-    """Query-key pairs that each head's blocks and columns hold up to the diagonal, each once; of
-    some tiles where these are given."""
+    """Query-key pairs that each head's blocks, columns and samples hold up to the diagonal, each
+    once; of some tiles where these are given."""
     queries, heads = index.rows(b), range(index.heads)
     tiles = index.tiles(b) if tiles is None else tiles
     pairs = torch.zeros(index.heads, dtype=torch.int64, device=index.device)
@@ -60,7 +63,25 @@ def computed_pairs(index: SparseIndex, b: int, tiles: range | None = None) -> In
             # row p of a block on the diagonal sees p + 1 of its keys
             seen = (low + high - 2 * own * BLOCK + 1) * (high - low) // 2
             pairs += ((high - low) * BLOCK * full + diagonal * seen).sum(1)
+            if index.samples:
+                pairs += ((high - low) * _lone_samples(chosen, run, index.samples)).sum(1)
     return pairs
+
+
+def _lone_samples(
+    chosen: Bool[Tensor, "H T n_blocks"], tiles: range, samples: int
+) -> Int[Tensor, "H T"]:
+    """Samples of each tile that none of its chosen blocks holds."""
+    counts = []
+    # tiles of one stride are neighbours, and each samples what the one before it does, and more
+    for stride, same in itertools.groupby(tiles, lambda tile: sample_stride(tile, samples)):
+        own = list(same)
+        keys = sample_keys(own[-1], samples, chosen.device)
+        runs = torch.tensor(own, device=chosen.device)[:, None] * TILE // stride
+        before = torch.arange(len(keys), device=chosen.device) < runs
+        here = slice(own[0] - tiles.start, own[-1] + 1 - tiles.start)
+        counts.append((~chosen[:, here, keys // BLOCK] & before).sum(2))
+    return torch.cat(counts, dim=1)
 
 
 def _members(

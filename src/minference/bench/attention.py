@@ -30,8 +30,10 @@ from minference.ops._dispatch import resolve_impl
 from minference.ops._e4m3 import E4M3
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.fp8 import PRECISIONS, product_dtype
+from minference.ops.attention.samples import sample_weights
 from minference.ops.lines.api import best_lines
 from minference.ops.select.reference import offset_budget
+from minference.samples import sample_keys, sample_stride
 from minference.testing import default_device, layout_of
 
 GATE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2, E4M3: 6e-2}
@@ -81,7 +83,14 @@ def gate_error(q: Tensor, k: Tensor, v: Tensor, out: Tensor, index: SparseIndex)
             kv_head = h * k.shape[1] // q.shape[1]
             mask = index.tile_mask(0, h * index.heads // q.shape[1], tile)[: z - a, :z]
             scores = q[0, h, a:z].float() @ k[0, kv_head, :z].float().T * q.shape[-1] ** -0.5
-            weights = scores.masked_fill_(~mask, -torch.inf).softmax(dim=-1)
+            own = scores.masked_fill(~mask, -torch.inf)
+            weights = own.softmax(dim=-1)
+            if index.samples:
+                keys = sample_keys(tile, index.samples, q.device)
+                stride = sample_stride(tile, index.samples)
+                lse = own.logsumexp(dim=-1)
+                weights[:, keys] += sample_weights(scores[:, keys], lse, ~mask[:, keys], stride)
+                weights /= weights.sum(dim=-1, keepdim=True)
             expected = weights @ v[0, kv_head, :z].float()
             error = (out[0, h, a:z].float() - expected).norm() / expected.norm()
             worst = max(worst, float(error.nan_to_num(torch.inf)))

@@ -29,15 +29,18 @@ class Grouped(Method):
         wider: most blocks of a group that the guard turns to before it takes every block.
         target: groups in which a row that was not sampled keeps less than this share of its
             attention, or misses a block with much of it, get more blocks; 0 for no such guard.
+        samples: about so many keys stand for those that a tile leaves out (`minference.samples`),
+            up to twice as many beyond 64K keys; 0 for none.
     """
 
     name: ClassVar[str] = "grouped"
     mass: float = 0.98
     rows: int = 256
     candidates: int = 128
-    most: int = 22
+    most: int = 18
     wider: int = 128
     target: float = 0.05
+    samples: int = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +56,8 @@ class Grouped(Method):
             raise ValueError(f"most must be at least 1 block a tile, got {self.most}")
         if self.wider < LEAST_WIDER:
             raise ValueError(f"wider must be at least {LEAST_WIDER} blocks, got {self.wider}")
+        if self.samples < 0:
+            raise ValueError(f"samples must be at least 0 keys, got {self.samples}")
 
     def plan(self, layout: Layout) -> Plan:
         """What is estimated and kept of a call.
@@ -76,4 +81,4 @@ class Grouped(Method):
         lists, wider = grouped_blocks(q, k, layout, self.plan(layout), **how)
         if self.target:
             lists = guard_blocks(q, k, lists, wider, layout, target=self.target, **how).lists
-        return assemble(layout, k.shape[1], blocks=lists, group_tiles=1)
+        return assemble(layout, k.shape[1], blocks=lists, group_tiles=1, samples=self.samples)

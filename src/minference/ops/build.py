@@ -56,6 +56,7 @@ def assemble(
     group_tiles: int = WHOLE,
     windows: tuple[int, ...] | None = None,
     sinks: tuple[int, ...] | None = None,
+    samples: int = 0,
 ) -> SparseIndex:
     """An index for heads that group alike; lists that are not given are empty."""
     empty = _empty(layout.batch, heads, layout.device)
@@ -74,6 +75,7 @@ def assemble(
         stop=layout.stop,
         q_len=layout.q_len,
         kv_len=layout.kv_len,
+        samples=samples,
     )
 
 

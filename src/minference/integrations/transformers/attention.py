@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -255,10 +256,14 @@ def _sparse(
     if width < key.shape[-1]:
         value = nn.functional.pad(value, (0, key.shape[-1] - width))
     options = options | {"impl": state.impl, "precision": state.precision}
-    if return_lse:
-        out, lse = sparse_attention(query, key, value, index, return_lse=True, **options)
-    else:
+    if not return_lse:
         out, lse = sparse_attention(query, key, value, index, **options), None
+    else:
+        out, lse = sparse_attention(query, key, value, index, return_lse=True, **options)
+    if return_lse and index.samples:
+        # kept mass is that of the index's own keys, without those which samples stand for
+        own = replace(index, samples=0)
+        _, lse = sparse_attention(query, key, value, own, return_lse=True, **options)
     return out[..., :width], lse
 
 

@@ -56,7 +56,8 @@ def sparse_attention(
     """Causal attention of each query to the keys that `index` gives it.
 
     The last query sits at the last key: row r of the buffers is position N - L + r. Query head h
-    reads KV head `h * Hkv // H`; K and V are never repeated. Padding rows give 0.
+    reads KV head `h * Hkv // H`; K and V are never repeated. Padding rows give 0. Where the index
+    has samples, these stand for the keys that it leaves out.
 
     Args:
         q: queries, fp16, bf16 or fp32; N >= L.
@@ -67,9 +68,10 @@ def sparse_attention(
         softcap: scores become softcap * tanh(score / softcap); 0 turns it off.
         sinks: a logit a head that takes part in the softmax without a value (gpt-oss).
         return_lse: also return the log-sum-exp of each row's scaled scores, float32, natural
-            logarithm, sinks included.
+            logarithm, samples and sinks included.
         precision: "native", the dtype of q; or "fp8": q, k and v rounded to e4m3 with a scale a
-            head, the softmax and the sums in float32. Everything but q, k and v stays the same.
+            head, the softmax and the sums in float32. Everything but q, k and v stays the same;
+            samples are read as they are.
         impl: "auto", "reference", "torch", "triton" or "hopper".
 
     Returns:
@@ -87,8 +89,9 @@ def sparse_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     need_lse = return_lse or sinks is not None
     out, lse = torch.ops.minference.sparse_attention(
-        q, k, v, index.tensors(), index.q_len, index.kv_len, scale, softcap, need_lse, name, fp8
-    )
+        q, k, v, index.tensors(), index.q_len, index.kv_len, scale, softcap, need_lse, name, fp8,
+        index.samples,
+    )  # fmt: skip
     if sinks is not None:
         out, lse = with_sinks(out, lse, sinks)
     return (out, lse) if return_lse else out
@@ -136,8 +139,10 @@ def _sparse_attention(
     need_lse: bool,
     impl: str,
     fp8: bool = False,
+    samples: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    index = SparseIndex.from_tensors(lists, q_len, kv_len)
+    index = SparseIndex.from_tensors(lists, q_len, kv_len, samples)
+    own_lse = need_lse or samples > 0
     match impl:
         case "reference":
             from minference.ops.attention import reference
@@ -149,24 +154,30 @@ def _sparse_attention(
             from minference.ops.attention import torch_cpu
 
             out, lse = torch_cpu.sparse_attention(
-                q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse, fp8=fp8
+                q, k, v, index, scale=scale, softcap=softcap, return_lse=own_lse, fp8=fp8
             )
         case "triton":
             from minference.ops.attention import triton
 
             out, lse = triton.sparse_attention(
-                q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse, fp8=fp8
+                q, k, v, index, scale=scale, softcap=softcap, return_lse=own_lse, fp8=fp8
             )
         case _:
             from minference.ops.attention import hopper
 
             out, lse = hopper.sparse_attention(
-                q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse, fp8=fp8
+                q, k, v, index, scale=scale, softcap=softcap, return_lse=own_lse, fp8=fp8
             )
+    if samples and lse is not None:
+        if impl in ("reference", "torch"):
+            from minference.ops.attention.samples import join_samples
+        else:
+            from minference.ops.attention.triton_samples import join_samples
+        out, lse = join_samples(q, k, v, index, out, lse, scale=scale, softcap=softcap)
     return out, q.new_empty(0, dtype=torch.float32) if lse is None or not need_lse else lse
 
 
 @_sparse_attention.register_fake
-def _(q, k, v, lists, q_len, kv_len, scale, softcap, need_lse, impl, fp8=False):  # noqa: ANN001, ANN202
+def _(q, k, v, lists, q_len, kv_len, scale, softcap, need_lse, impl, fp8=False, samples=0):  # noqa: ANN001, ANN202
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     return out, q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)

@@ -1,0 +1,258 @@
+"""`join_samples` in Triton: a program goes on with one tile of rows of one head where the attention
+kernel stopped, over the tile's samples, so that any kernel may come before it."""
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from minference.index import BLOCK, TILE, SparseIndex
+from minference.ops._triton import (
+    LOG2_E,
+    AttentionLaunch,
+    attention_launch,
+    log2_scaling,
+    padded_dim,
+    tma_serves,
+)
+from minference.ops.attention.samples import LARGEST
+from minference.ops.attention.triton_parts import (
+    in_pages,
+    list_of,
+    pages_of,
+    place_program,
+    rows_at,
+    tile_dim,
+)
+from minference.samples import (
+    HASH,
+    LEAST_STRIDE,
+    LONG,
+    MOST_SHARE,
+    sample_room,
+    sample_stride,
+)
+
+_TILE = tl.constexpr(TILE)
+_BLOCK = tl.constexpr(BLOCK)
+_LEAST_STRIDE = tl.constexpr(LEAST_STRIDE)
+_LONG = tl.constexpr(LONG)
+_HASH = tl.constexpr(HASH)
+_LARGEST = tl.constexpr(LARGEST * LOG2_E)
+_MOST_SHARE = tl.constexpr(math.log2(MOST_SHARE))
+_LOG2_E = tl.constexpr(LOG2_E)
+KEYS = 64
+"""Samples of a step."""
+LAUNCH = AttentionLaunch(128, KEYS, 3, 8)
+"""Launch parameters in half precision, for head dims up to 128."""
+
+
+@triton.jit
+def _runs_of(tile, samples):
+    """Stride of a tile's samples, how many strides are shorter, and the whole runs before it."""
+    end = (tile + 1) * _TILE
+    most = tl.where(end <= _LONG, samples, 2 * samples)
+    level = tile * 0
+    while (_LEAST_STRIDE << level) * most < end:
+        level += 1
+    stride = _LEAST_STRIDE << level
+    return stride, level, tile * _TILE // stride
+
+
+@triton.jit
+def _key_of(run, stride):
+    """`sample_keys` of some runs."""
+    return run * stride + (((run * _HASH) & 0xFFFF) * stride >> 16)
+
+
+@triton.jit(do_not_specialize=["slots", "q_len", "kv_len", "samples", "room"])
+def _name_listed(
+    flags_ptr, block_lists, group_tiles_ptr, first_ptr, slots, q_len, kv_len, samples, room,
+    LISTS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Row halves (0..3) in which a tile's blocks hold each of its samples; 3 behind the last."""
+    slot = tl.program_id(0) % slots
+    item = tl.program_id(0) // slots
+    q_start = kv_len - q_len - tl.load(first_ptr + item // LISTS)
+    tile = (q_start >> 7) + slot
+    stride, _, runs = _runs_of(tl.maximum(tile, 0), samples)
+    size = tl.load(group_tiles_ptr + item % LISTS)
+    group = tl.maximum(tile, 0) // size - tl.maximum(q_start, 0) // _TILE // size
+    blocks, _, n = list_of(block_lists, item.to(tl.int64), group)
+    to = flags_ptr + tl.program_id(0).to(tl.int64) * room
+    for i in range(0, runs, KEYS):
+        run = i + tl.arange(0, KEYS)
+        block = _key_of(run, stride) // _BLOCK
+        place = block * 0
+        left = n
+        while left > 1:
+            half = left >> 1
+            before = tl.load(blocks + place + half - 1)
+            place = tl.where(before >> 2 < block, place + half, place)
+            left -= half
+        entry = tl.load(blocks + place, mask=n > 0, other=-4)
+        halves = tl.where(entry >> 2 == block, entry & 3, 0)
+        tl.store(to + run, tl.where(run < runs, halves, 3).to(tl.int8))
+
+
+@triton.jit(do_not_specialize=["kv_len", "room"])
+def _pack_samples(
+    k_ptr, v_ptr, packed_k, packed_v, first_ptr, stop_ptr, k_steps, v_steps, kv_len, room, table,
+    HKV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr,
+    KEYS: tl.constexpr,
+):  # fmt: skip
+    """Keys and values of the samples of every stride, `room` rows each; zeros past the last key."""
+    item = tl.program_id(1)
+    b = item // HKV
+    head = (item % HKV).to(tl.int64)
+    first = tl.load(first_ptr + b)
+    row = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    key = _key_of(row % room, _LEAST_STRIDE << (row // room))
+    pages = pages_of(table, b, PAGE)
+    place = first + key
+    there = key < tl.load(stop_ptr + b) - first
+    paged = in_pages(pages, place, tl.where(there, place + 1, 0), PAGE)
+    column = tl.arange(0, BLOCK_D)
+    known = there[:, None] & (column < D)[None, :]
+    batch = b.to(tl.int64) if PAGE == 0 else 0
+    place = place.to(tl.int64)[:, None]
+    rows = tl.num_programs(0) * KEYS
+    to = (item.to(tl.int64) * rows + row)[:, None] * BLOCK_D + column[None, :]
+    at = rows_at(place, paged, k_steps[2], k_steps[0], PAGE) + column[None, :]
+    k = tl.load(k_ptr + batch * k_steps[0] + head * k_steps[1] + at, mask=known, other=0.0)
+    tl.store(packed_k + to, k)
+    at = rows_at(place, paged, v_steps[2], v_steps[0], PAGE) + column[None, :]
+    v = tl.load(v_ptr + batch * v_steps[0] + head * v_steps[1] + at, mask=known, other=0.0)
+    tl.store(packed_v + to, v)
+
+
+@triton.jit
+def _packed_rows(ptr, desc, b, head, row, BLOCK_D: tl.constexpr, KEYS: tl.constexpr):
+    """KEYS packed rows of one head. [KEYS, BLOCK_D]"""
+    if desc is not None:
+        return desc.load([b, head, row, 0]).reshape(KEYS, BLOCK_D)
+    at = (row + tl.arange(0, KEYS))[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    return tl.load(ptr + at)
+
+
+@triton.jit(do_not_specialize=["slots", "q_len", "kv_len", "samples", "room", "rows"])
+def _join_samples(
+    q_ptr, packed_k, packed_v, out_ptr, lse_ptr, flags_ptr, first_ptr, stop_ptr, q_steps, slots,
+    q_len, kv_len, samples, room, rows, scaling, k_desc, v_desc, H: tl.constexpr,
+    HKV: tl.constexpr, LISTS: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
+    STAGES: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    PARTS: tl.constexpr = _TILE // ROWS
+    BLOCK_D: tl.constexpr = tile_dim(D)
+    b, kv_head, head, rank = place_program(slots, H, HKV, PARTS)
+    first = tl.load(first_ptr + b)
+    real = tl.load(stop_ptr + b) - first
+    q_start = kv_len - q_len - first
+    tile = (q_start >> 7) + rank // PARTS
+    pos = tile * _TILE + rank % PARTS * ROWS + tl.arange(0, ROWS)
+    row = pos - q_start
+    wanted = (row >= 0) & (row < q_len) & (pos >= 0) & (pos < real)
+    stride, level, runs = _runs_of(tl.maximum(tile, 0), samples)
+    runs = tl.where(tl.max(wanted.to(tl.int32)) != 0, runs, 0)
+    # samples of one stride lie behind those of the shorter ones
+    packed = room * level
+    column = tl.arange(0, BLOCK_D)
+    known = wanted[:, None] & (column < D)[None, :]
+    at = b.to(tl.int64) * q_steps[0] + head.to(tl.int64) * q_steps[1]
+    at += row.to(tl.int64)[:, None] * q_steps[2] + column[None, :]
+    q = tl.load(q_ptr + at, mask=known, other=0.0)
+    to = (b * H + head).to(tl.int64) * q_len + row
+    lse = tl.load(lse_ptr + to, mask=wanted, other=float("-inf"))
+    # rows without keys of their own stay as they are
+    own_sum = tl.where(lse == float("-inf"), float("inf"), lse * _LOG2_E)
+
+    item = b * LISTS + head * LISTS // H
+    flags = flags_ptr + (item * slots + rank // PARTS).to(tl.int64) * room
+    from_row = (b * HKV + kv_head).to(tl.int64) * rows * BLOCK_D
+    factor, ceiling = scaling
+    count = tl.log2(stride.to(tl.float32))
+    half = 1 + (rank % PARTS * ROWS + tl.arange(0, ROWS)) // _BLOCK
+    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    mass = tl.full([ROWS], 1.0, tl.float32)
+    for i in tl.range(0, runs, KEYS, num_stages=STAGES):
+        k = _packed_rows(packed_k + from_row, k_desc, b, kv_head, packed + i, BLOCK_D, KEYS)
+        v = _packed_rows(packed_v + from_row, v_desc, b, kv_head, packed + i, BLOCK_D, KEYS)
+        listed = tl.load(flags + i + tl.arange(0, KEYS)).to(tl.int32)
+        scores = tl.dot(q, k.T, input_precision=PRECISION)  # [ROWS, KEYS]
+        if SOFTCAP:
+            scores = ceiling - 2 * ceiling / (tl.exp2(scores * factor) + 1)
+            once = scores - own_sum[:, None]
+        else:
+            once = scores * factor - own_sum[:, None]
+        times = tl.minimum(once + count, tl.maximum(once, _MOST_SHARE))
+        left_out = (listed[None, :] & half[:, None]) == 0
+        weights = tl.where(left_out, tl.exp2(tl.minimum(times, _LARGEST)), 0.0)
+        mass += tl.sum(weights, 1)
+        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+    if runs > 0:
+        place = out_ptr + to[:, None] * D + column[None, :]
+        out = (tl.load(place, mask=known, other=0.0).to(tl.float32) + acc) / mass[:, None]
+        tl.store(place, out.to(out_ptr.dtype.element_ty), mask=known)
+        tl.store(lse_ptr + to, lse + tl.log2(mass) / _LOG2_E, mask=wanted)
+
+
+def join_samples(
+    q: Float[Tensor, "B H L D"],
+    k: Float[Tensor, "B Hkv N D"],
+    v: Float[Tensor, "B Hkv N D"],
+    index: SparseIndex,
+    out: Float[Tensor, "B H L D"],
+    lse: Float[Tensor, "B H L"],
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    table: Int[Tensor, "B pages"] | None = None,
+    launch: AttentionLaunch | None = None,
+) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"]]:
+    """As the readable one; with `table`, k and v are pages as in the attention kernel. `launch`
+    replaces the tuned parameters, for benchmarks."""
+    batch, heads, q_len, dim = q.shape
+    kv_heads, wide, device = k.shape[1], padded_dim(dim), q.device
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    blocks, bounds = index.blocks, (index.first, index.stop)
+    lists = (blocks.values, blocks.start.contiguous(), blocks.count.contiguous())
+    slots = -(-q_len // TILE) + 1
+    room = -(-sample_room(index.kv_len, index.samples) // KEYS) * KEYS
+    flags = torch.empty((batch * index.heads * slots, room), dtype=torch.int8, device=device)
+    _name_listed[(len(flags),)](
+        flags, (*lists, blocks.count.shape[2]), index.group_tiles, index.first, slots, q_len,
+        index.kv_len, index.samples, room, LISTS=index.heads, KEYS=KEYS, num_warps=4,
+    )  # fmt: skip
+    longest = sample_stride(-(-index.kv_len // TILE) - 1, index.samples)
+    rows = room * (longest // LEAST_STRIDE).bit_length()
+    packed = k.new_empty((2, batch, kv_heads, rows, wide))
+    _pack_samples[(rows // KEYS, batch * kv_heads)](
+        k, v, packed[0], packed[1], *bounds, *(tuple(x.stride()[:3]) for x in (k, v)),
+        index.kv_len, room, None if table is None else (table, table.stride(0)), HKV=kv_heads,
+        D=dim, BLOCK_D=wide, PAGE=0 if table is None else k.shape[2], KEYS=KEYS, num_warps=4,
+    )  # fmt: skip
+    single = q.dtype == torch.float32
+    tuned = launch or (attention_launch(dim, q.dtype, device) if single or dim > 128 else LAUNCH)
+    _join_samples[(batch * heads * slots * (TILE // tuned.rows),)](
+        q, packed[0], packed[1], out, lse, flags, *bounds, tuple(q.stride()[:3]), slots, q_len,
+        index.kv_len, index.samples, room, rows, log2_scaling(scale, softcap),
+        *_descriptors(packed, single=single), H=heads, HKV=kv_heads, LISTS=index.heads, D=dim,
+        ROWS=tuned.rows, STAGES=1 if single else tuned.stages, SOFTCAP=bool(softcap),
+        PRECISION="ieee" if single else "tf32", KEYS=KEYS, num_warps=tuned.warps,
+    )  # fmt: skip
+    return out, lse
+
+
+def _descriptors(packed: Tensor, *, single: bool) -> tuple[Any, Any]:
+    """TMA descriptors of packed keys and of values, or nothing where TMA does not serve."""
+    if single or not tma_serves(packed):
+        return None, None
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    block = [1, 1, KEYS, packed.shape[-1]]
+    made = [TensorDescriptor(x, list(x.shape), list(x.stride()), block) for x in packed]
+    return made[0], made[1]

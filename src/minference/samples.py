@@ -1,0 +1,46 @@
+"""Which keys stand for those that an index leaves out, and how much they count.
+
+Every tile of queries reads one key of each run of neighbouring keys before it, at a place in the
+run that looks random and is always the same. A sampled key that the index leaves out counts as
+often as its run has keys, so that sums over the keys left out keep their expected size; the run's
+stride grows with the context, so that a row reads about as many at any length.
+"""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from minference.index import TILE
+
+LEAST_STRIDE = 16
+"""Shortest run."""
+
+LONG = 1 << 16
+"""Keys beyond which a tile reads up to twice as many samples: its other keys thin out."""
+
+MOST_SHARE = 0.1
+"""A sample counts at most as this share of what its row has in the index's own keys, or once: a
+key that matters by itself, and is sampled by chance, must not count for a whole run."""
+
+HASH = 40503
+"""2^16 / golden ratio: multiples of it, modulo 2^16, spread evenly."""
+
+
+def sample_stride(tile: int, samples: int) -> int:
+    """Keys of a run that tile `tile` samples from: a power of two, the same for whole octaves of
+    tiles."""
+    end = (tile + 1) * TILE
+    most = samples if end <= LONG else 2 * samples
+    return max(LEAST_STRIDE, 1 << (-(-end // most) - 1).bit_length())
+
+
+def sample_keys(tile: int, samples: int, device: torch.device | str = "cpu") -> Int[Tensor, " n"]:
+    """Positions of the keys that a tile samples, ascending: one of each whole run before it."""
+    stride = sample_stride(tile, samples)
+    run = torch.arange(tile * TILE // stride, device=device)
+    return run * stride + (run * HASH % (1 << 16) * stride >> 16)
+
+
+def sample_room(kv_len: int, samples: int) -> int:
+    """Most samples that a tile of a context reads."""
+    return min(samples if kv_len <= LONG else 2 * samples, kv_len // LEAST_STRIDE)
