@@ -5,6 +5,7 @@ absolute: position 0 is a sequence's first real token, so a chunk, a cached pref
 batch row changes nothing but `first`, `stop` and the lengths.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,7 +76,7 @@ class SparseIndex:
     list. Columns need a single group and must lie outside the listed `blocks`.
 
     With `samples`, a tile also reads about so many keys that stand for those left out
-    (`minference.samples`); such an index has blocks only.
+    (`minference.samples`); such an index has blocks only, in both row halves.
     """
 
     offsets: Ragged
@@ -278,12 +279,24 @@ class SparseIndex:
             raise ValueError(
                 f"columns need one group, got {self.columns.count.shape[2]}; use blocks instead"
             )
+        if self.samples:
+            self._check_samples()
+
+    def _check_samples(self) -> None:
         lines = int(self.columns.count.sum()) + int(self.offsets.count.sum())
-        if self.samples and (lines or int(self.window.min()) < WHOLE):
+        if lines or int(self.window.min()) < WHOLE:
             raise ValueError(
                 f"an index with samples must have blocks only, got {lines} columns and offsets and "
                 f"windows from {int(self.window.min())}; list the blocks instead"
             )
+        shape = self.blocks.count.shape
+        for b, h, g in itertools.product(*(range(size) for size in shape)):
+            row = self.blocks.row(b, h, g)
+            if bool((row % 4 != BOTH_HALVES).any()):
+                raise ValueError(
+                    f"an index with samples must list blocks in both row halves, got "
+                    f"blocks[{b}, {h}, {g}] = {row[:8].tolist()}...; list them as 4 j + 3"
+                )
 
 
 def _check_row(name: str, row: Tensor, b: int, h: int, g: int) -> None:

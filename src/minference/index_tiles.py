@@ -64,7 +64,7 @@ def computed_pairs(index: SparseIndex, b: int, tiles: range | None = None) -> In
             seen = (low + high - 2 * own * BLOCK + 1) * (high - low) // 2
             pairs += ((high - low) * BLOCK * full + diagonal * seen).sum(1)
             if index.samples:
-                pairs += ((high - low) * _lone_samples(chosen, run, index.samples)).sum(1)
+                pairs += ((high - low) * _lone_samples(halves != 0, run, index.samples)).sum(1)
     return pairs
 
 

@@ -37,7 +37,7 @@ class Grouped(Method):
     mass: float = 0.98
     rows: int = 256
     candidates: int = 128
-    most: int = 18
+    most: int = 16
     wider: int = 128
     target: float = 0.05
     samples: int = 512

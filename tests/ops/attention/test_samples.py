@@ -20,8 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:Deprecati
 SAMPLES = 9
 
 
-def listed(layout: Layout, heads: int, *, bits: int = 3, every: int = 5) -> SparseIndex:
-    """Block 0, the two of the tile, and one of `every`, of which row halves `bits` see some."""
+def listed(layout: Layout, heads: int, *, every: int = 5) -> SparseIndex:
+    """Block 0, the two of the tile, and one of `every`."""
     tiles = layout.chunk_tiles
     begin = (layout.kv_len - layout.q_len - layout.first).clamp(min=0) // TILE
     tile = begin[:, None] + torch.arange(tiles, device=layout.device)
@@ -29,9 +29,7 @@ def listed(layout: Layout, heads: int, *, bits: int = 3, every: int = 5) -> Spar
     own = tile[..., None]
     flags = (block == 0) | (block // 2 == own) | ((block + own) % every == 0)
     flags &= block <= 2 * own + 1
-    entry = 4 * block + torch.where(block % 3 == 1, bits, 3)
-    entry = torch.where((block == 0) | (block // 2 == own), 4 * block + 3, entry)
-    order = torch.where(flags, entry, 1 << 20).sort(dim=-1).values
+    order = torch.where(flags, 4 * block + 3, 1 << 20).sort(dim=-1).values
     rows = torch.where(order < 1 << 20, order, 0)[:, None].expand(-1, heads, -1, -1)
     count = flags.sum(-1)[:, None].expand(-1, heads, -1)
     blocks = Ragged.from_rows(rows, count)
@@ -78,7 +76,7 @@ def test_weights_are_those_of_the_definition(
     q_len: int, kv_len: int, softcap: float, device: torch.device
 ) -> None:
     q, k, v = random_qkv(4, 2, q_len, kv_len, dim=16, device=device)
-    index = listed(layout_of(q, k), 2, bits=1)
+    index = listed(layout_of(q, k), 2)
     index.check()
     expected, expected_lse = written_out(q, k, v, index, softcap)
     plain = sparse_attention(q, k, v, replace(index, samples=0), softcap=softcap, impl="torch")
@@ -110,7 +108,7 @@ def test_triton_matches_in_every_head_dim(
     dim: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     q, k, v = random_qkv(2, 1, 130, 420, dim=dim, dtype=dtype, device=device)
-    index = listed(layout_of(q, k), 2, bits=2)
+    index = listed(layout_of(q, k), 2)
     expected = sparse_attention(q, k, v, index, impl="reference", return_lse=True)
     got = sparse_attention(q, k, v, index, impl="triton", return_lse=True)
     torch.testing.assert_close(got[0], expected[0], **tolerance(dtype))
@@ -197,3 +195,6 @@ def test_samples_need_blocks_alone() -> None:
     bad = replace(index, columns=Ragged.from_rows(torch.tensor([[[[70]]]]), torch.ones(1, 1, 1)))
     with pytest.raises(ValueError, match="with samples must have blocks only, got 1 columns"):
         bad.check()
+    half = Ragged(index.blocks.values - 1, index.blocks.start, index.blocks.count)
+    with pytest.raises(ValueError, match=r"both row halves, got blocks\[0, 0, 0\] = \[2, "):
+        replace(index, blocks=half).check()

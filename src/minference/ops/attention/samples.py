@@ -49,7 +49,6 @@ def join_samples(
             stride = sample_stride(tile, index.samples)
             a, z = max(rows.start, tile * TILE), min(rows.stop, (tile + 1) * TILE)
             here = slice(a - shift, z - shift)
-            half = 1 + (torch.arange(a, z, device=q.device) - tile * TILE) // BLOCK
             for h in range(index.heads):
                 own = slice(h * share, (h + 1) * share)
                 sampled = slice(first, first + tile * TILE)
@@ -58,8 +57,8 @@ def join_samples(
                 scores = q[b, own, here].float() @ some_k.T * scale
                 if softcap:
                     scores = softcap * torch.tanh(scores / softcap)
-                listed = index.tile_blocks(b, h, tile)[keys // BLOCK] & half[:, None]
-                weights = sample_weights(scores, lse[b, own, here], listed == 0, stride)
+                left_out = index.tile_blocks(b, h, tile)[keys // BLOCK] == 0
+                weights = sample_weights(scores, lse[b, own, here], left_out, stride)
                 mass = 1 + weights.sum(dim=-1)
                 joint = out[b, own, here].float() + weights @ some_v
                 out[b, own, here] = (joint / mass[..., None]).to(out.dtype)
@@ -70,7 +69,7 @@ def join_samples(
 def sample_weights(
     scores: Float[Tensor, "*G rows n"],
     lse: Float[Tensor, "*G rows"],
-    left_out: Bool[Tensor, "rows n"],
+    left_out: Bool[Tensor, "... n"],
     stride: int,
 ) -> Float[Tensor, "*G rows n"]:
     """How much samples weigh, in units of the sum of a row's own keys.

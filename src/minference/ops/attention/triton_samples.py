@@ -47,7 +47,7 @@ _MOST_SHARE = tl.constexpr(math.log2(MOST_SHARE))
 _LOG2_E = tl.constexpr(LOG2_E)
 KEYS = 64
 """Samples of a step."""
-LAUNCH = AttentionLaunch(128, KEYS, 3, 8)
+LAUNCH = AttentionLaunch(128, KEYS, 2, 4)
 """Launch parameters in half precision, for head dims up to 128."""
 
 
@@ -74,7 +74,7 @@ def _name_listed(
     flags_ptr, block_lists, group_tiles_ptr, first_ptr, slots, q_len, kv_len, samples, room,
     LISTS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Row halves (0..3) in which a tile's blocks hold each of its samples; 3 behind the last."""
+    """Whether a tile's blocks hold each of its samples, 0 or 1; 1 behind the last."""
     slot = tl.program_id(0) % slots
     item = tl.program_id(0) // slots
     q_start = kv_len - q_len - tl.load(first_ptr + item // LISTS)
@@ -95,8 +95,7 @@ def _name_listed(
             place = tl.where(before >> 2 < block, place + half, place)
             left -= half
         entry = tl.load(blocks + place, mask=n > 0, other=-4)
-        halves = tl.where(entry >> 2 == block, entry & 3, 0)
-        tl.store(to + run, tl.where(run < runs, halves, 3).to(tl.int8))
+        tl.store(to + run, ((entry >> 2 == block) | (run >= runs)).to(tl.int8))
 
 
 @triton.jit(do_not_specialize=["kv_len", "room"])
@@ -175,22 +174,22 @@ def _join_samples(
     from_row = (b * HKV + kv_head).to(tl.int64) * rows * BLOCK_D
     factor, ceiling = scaling
     count = tl.log2(stride.to(tl.float32))
-    half = 1 + (rank % PARTS * ROWS + tl.arange(0, ROWS)) // _BLOCK
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     mass = tl.full([ROWS], 1.0, tl.float32)
     for i in tl.range(0, runs, KEYS, num_stages=STAGES):
         k = _packed_rows(packed_k + from_row, k_desc, b, kv_head, packed + i, BLOCK_D, KEYS)
         v = _packed_rows(packed_v + from_row, v_desc, b, kv_head, packed + i, BLOCK_D, KEYS)
-        listed = tl.load(flags + i + tl.arange(0, KEYS)).to(tl.int32)
+        listed = tl.load(flags + i + tl.arange(0, KEYS))
         scores = tl.dot(q, k.T, input_precision=PRECISION)  # [ROWS, KEYS]
         if SOFTCAP:
             scores = ceiling - 2 * ceiling / (tl.exp2(scores * factor) + 1)
             once = scores - own_sum[:, None]
         else:
             once = scores * factor - own_sum[:, None]
-        times = tl.minimum(once + count, tl.maximum(once, _MOST_SHARE))
-        left_out = (listed[None, :] & half[:, None]) == 0
-        weights = tl.where(left_out, tl.exp2(tl.minimum(times, _LARGEST)), 0.0)
+        # what the blocks hold counts 2^-inf times
+        often = tl.where(listed == 0, count, float("-inf"))[None, :]
+        times = tl.minimum(once + often, tl.maximum(once, _MOST_SHARE))
+        weights = tl.exp2(tl.minimum(times, _LARGEST))
         mass += tl.sum(weights, 1)
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
     if runs > 0:
