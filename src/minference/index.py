@@ -76,7 +76,7 @@ class SparseIndex:
     list. Columns need a single group and must lie outside the listed `blocks`.
 
     With `samples`, a tile also reads about so many keys that stand for those left out
-    (`minference.samples`); such an index has blocks only, in both row halves.
+    (`minference.index_samples`); such an index has blocks only, in both row halves.
     """
 
     offsets: Ragged

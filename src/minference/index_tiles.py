@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from minference.index import BLOCK, BOTH_HALVES, TILE, Ragged, SparseIndex
-from minference.samples import sample_keys, sample_stride
+from minference.index_samples import sample_keys, sample_stride
 
 RUN = 256
 """Tiles that are counted at once: the table of 32 heads takes 128 MB at a million tokens."""

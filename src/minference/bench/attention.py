@@ -25,6 +25,7 @@ from minference.bench.records import Recorder
 from minference.bench.timing import measure, peak_extra_bytes
 from minference.errors import UnsupportedError
 from minference.index import TILE, SparseIndex
+from minference.index_samples import sample_keys, sample_stride
 from minference.lengths import parse_length
 from minference.ops._dispatch import resolve_impl
 from minference.ops._e4m3 import E4M3
@@ -33,7 +34,6 @@ from minference.ops.attention.fp8 import PRECISIONS, product_dtype
 from minference.ops.attention.samples import sample_weights
 from minference.ops.lines.api import best_lines
 from minference.ops.select.reference import offset_budget
-from minference.samples import sample_keys, sample_stride
 from minference.testing import default_device, layout_of
 
 GATE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2, E4M3: 6e-2}

@@ -29,8 +29,8 @@ class Grouped(Method):
         wider: most blocks of a group that the guard turns to before it takes every block.
         target: groups in which a row that was not sampled keeps less than this share of its
             attention, or misses a block with much of it, get more blocks; 0 for no such guard.
-        samples: about so many keys stand for those that a tile leaves out (`minference.samples`),
-            up to twice as many beyond 64K keys; 0 for none.
+        samples: about so many keys stand for those that a tile leaves out
+            (`minference.index_samples`), up to twice as many beyond 64K keys; 0 for none.
     """
 
     name: ClassVar[str] = "grouped"

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from minference.index import BLOCK, TILE, Ragged, SparseIndex
+from minference.index_samples import MOST_SHARE, sample_keys, sample_stride
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.paged import paged_sparse_attention
 from minference.ops.build import Layout, assemble
-from minference.samples import MOST_SHARE, sample_keys, sample_stride
 from minference.testing import layout_of, random_qkv, tolerance
 
 # Triton's interpreter turns one-element arrays into loop bounds

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from minference.index import BLOCK, TILE, SparseIndex
-from minference.samples import MOST_SHARE, sample_keys, sample_stride
+from minference.index_samples import MOST_SHARE, sample_keys, sample_stride
 
 LARGEST = 14 * math.log(2)
 """Logarithm of the most that a sample counts, in units of a row's own keys: weights are rounded to

@@ -11,6 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import BLOCK, TILE, SparseIndex
+from minference.index_samples import (
+    HASH,
+    LEAST_STRIDE,
+    LONG,
+    MOST_SHARE,
+    sample_room,
+    sample_stride,
+)
 from minference.ops._triton import (
     LOG2_E,
     AttentionLaunch,
@@ -27,14 +35,6 @@ from minference.ops.attention.triton_parts import (
     place_program,
     rows_at,
     tile_dim,
-)
-from minference.samples import (
-    HASH,
-    LEAST_STRIDE,
-    LONG,
-    MOST_SHARE,
-    sample_room,
-    sample_stride,
 )
 
 _TILE = tl.constexpr(TILE)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minference.index import TILE
-from minference.samples import LEAST_STRIDE, LONG, sample_keys, sample_stride
+from minference.index_samples import LEAST_STRIDE, LONG, sample_keys, sample_stride
 
 
 @pytest.mark.parametrize("samples", [8, 512])
