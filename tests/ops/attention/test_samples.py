@@ -192,7 +192,10 @@ def test_diffuse_rows_come_nearer_to_dense() -> None:
 def test_samples_need_blocks_alone() -> None:
     q, k, _ = random_qkv(2, 1, 300)
     index = listed(layout_of(q, k), 1)
-    bad = replace(index, columns=Ragged.from_rows(torch.tensor([[[[70]]]]), torch.ones(1, 1, 1)))
+    bad = replace(
+        index,
+        columns=Ragged.from_rows(torch.tensor([[[[70]]]]), torch.ones(1, 1, 1, dtype=torch.int32)),
+    )
     with pytest.raises(ValueError, match="with samples must have blocks only, got 1 columns"):
         bad.check()
     half = Ragged(index.blocks.values - 1, index.blocks.start, index.blocks.count)
