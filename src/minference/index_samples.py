@@ -30,8 +30,7 @@ def sample_stride(tile: int, samples: int) -> int:
     """Keys of a run that tile `tile` samples from: a power of two, the same for whole octaves of
     tiles."""
     end = (tile + 1) * TILE
-    most = samples if end <= LONG else 2 * samples
-    return max(LEAST_STRIDE, 1 << (-(-end // most) - 1).bit_length())
+    return max(LEAST_STRIDE, 1 << (-(-end // _most(end, samples)) - 1).bit_length())
 
 
 def sample_keys(tile: int, samples: int, device: torch.device | str = "cpu") -> Int[Tensor, " n"]:
@@ -43,4 +42,8 @@ def sample_keys(tile: int, samples: int, device: torch.device | str = "cpu") -> 
 
 def sample_room(kv_len: int, samples: int) -> int:
     """Most samples that a tile of a context reads."""
-    return min(samples if kv_len <= LONG else 2 * samples, kv_len // LEAST_STRIDE)
+    return min(_most(kv_len, samples), kv_len // LEAST_STRIDE)
+
+
+def _most(end: int, samples: int) -> int:
+    return samples if end <= LONG else 2 * samples

@@ -71,7 +71,7 @@ def impls(device: torch.device) -> list[str]:
 
 
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
-@pytest.mark.parametrize(("q_len", "kv_len"), [(640, 640), (200, 701), (1, 900)])
+@pytest.mark.parametrize(("q_len", "kv_len"), [(5, 5), (640, 640), (200, 701), (1, 900)])
 def test_weights_are_those_of_the_definition(
     q_len: int, kv_len: int, softcap: float, device: torch.device
 ) -> None:
@@ -80,7 +80,7 @@ def test_weights_are_those_of_the_definition(
     index.check()
     expected, expected_lse = written_out(q, k, v, index, softcap)
     plain = sparse_attention(q, k, v, replace(index, samples=0), softcap=softcap, impl="torch")
-    assert (plain.cpu() - expected).abs().max() > 0.01
+    assert kv_len <= TILE or (plain.cpu() - expected).abs().max() > 0.01
     for impl in impls(device):
         out, lse = sparse_attention(q, k, v, index, softcap=softcap, return_lse=True, impl=impl)
         torch.testing.assert_close(out.cpu().double(), expected, atol=2e-5, rtol=2e-5)

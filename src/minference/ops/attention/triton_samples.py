@@ -215,6 +215,9 @@ def join_samples(
     """As the readable one; with `table`, k and v are pages as in the attention kernel. `launch`
     replaces the tuned parameters, for benchmarks."""
     batch, heads, q_len, dim = q.shape
+    if index.kv_len <= TILE:
+        # no tile has a run before it
+        return out, lse
     kv_heads, wide, device = k.shape[1], padded_dim(dim), q.device
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     blocks, bounds = index.blocks, (index.first, index.stop)
