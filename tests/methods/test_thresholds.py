@@ -3,7 +3,7 @@
 import pytest
 
 from minference.head_patterns import HeadPatterns, default_patterns
-from minference.methods import AShape, MInference
+from minference.methods import AShape, Grouped, MInference
 from minference.methods.base import Context
 from minference.methods.thresholds import CPU_TOKENS, CUDA_TOKENS, min_seq_len, most_share
 from minference.testing import layout_of, random_qkv
@@ -28,6 +28,12 @@ def test_searched_tables_and_other_methods_start_at_the_measured_length() -> Non
     table = HeadPatterns.from_pretrained("gradientai/Llama-3-8B-Instruct-262k")
     assert min_seq_len(MInference(patterns=table), "cuda") == CUDA_TOKENS
     assert min_seq_len(AShape(), "cuda") == CUDA_TOKENS
+
+
+def test_a_method_may_need_longer_prompts_on_a_gpu() -> None:
+    assert min_seq_len(Grouped(), "cuda") == Grouped.cuda_tokens > CUDA_TOKENS
+    assert min_seq_len(Grouped(), "cpu") == CPU_TOKENS
+    assert min_seq_len(Grouped(min_seq_len=9), "cuda") == 9
 
 
 def test_the_method_decides_where_it_says_so() -> None:

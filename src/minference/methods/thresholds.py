@@ -20,7 +20,8 @@ def min_seq_len(method: Method, device_type: str) -> int:
         return method.min_seq_len
     if device_type != "cuda":
         return CPU_TOKENS
-    return max(CUDA_TOKENS, math.ceil(CUDA_TOKENS_PER_KEY * (method.keys_per_row() or 0)))
+    bought = math.ceil(CUDA_TOKENS_PER_KEY * (method.keys_per_row() or 0))
+    return max(CUDA_TOKENS, method.cuda_tokens, bought)
 
 
 def most_share(keys: float, tokens: int) -> float:
