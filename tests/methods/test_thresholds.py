@@ -30,10 +30,11 @@ def test_searched_tables_and_other_methods_start_at_the_measured_length() -> Non
     assert min_seq_len(AShape(), "cuda") == CUDA_TOKENS
 
 
-def test_a_method_may_need_longer_prompts_on_a_gpu() -> None:
+def test_a_method_may_need_longer_prompts() -> None:
     assert min_seq_len(Grouped(), "cuda") == Grouped.cuda_tokens > CUDA_TOKENS
-    assert min_seq_len(Grouped(), "cpu") == CPU_TOKENS
+    assert min_seq_len(Grouped(), "cpu") == Grouped.cpu_tokens > CPU_TOKENS
     assert min_seq_len(Grouped(min_seq_len=9), "cuda") == 9
+    assert min_seq_len(Grouped(min_seq_len=9), "cpu") == 9
 
 
 def test_the_method_decides_where_it_says_so() -> None:

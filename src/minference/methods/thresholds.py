@@ -19,7 +19,7 @@ def min_seq_len(method: Method, device_type: str) -> int:
     if method.min_seq_len is not None:
         return method.min_seq_len
     if device_type != "cuda":
-        return CPU_TOKENS
+        return max(CPU_TOKENS, method.cpu_tokens)
     bought = math.ceil(CUDA_TOKENS_PER_KEY * (method.keys_per_row() or 0))
     return max(CUDA_TOKENS, method.cuda_tokens, bought)
 
