@@ -256,11 +256,11 @@ def _sparse(
     if width < key.shape[-1]:
         value = nn.functional.pad(value, (0, key.shape[-1] - width))
     options = options | {"impl": state.impl, "precision": state.precision}
-    if not return_lse:
-        out, lse = sparse_attention(query, key, value, index, **options), None
-    else:
+    if return_lse and not index.samples:
         out, lse = sparse_attention(query, key, value, index, return_lse=True, **options)
-    if return_lse and index.samples:
+        return out[..., :width], lse
+    out, lse = sparse_attention(query, key, value, index, **options), None
+    if return_lse:
         # kept mass is that of the index's own keys, without those which samples stand for
         own = replace(index, samples=0)
         _, lse = sparse_attention(query, key, value, own, return_lse=True, **options)

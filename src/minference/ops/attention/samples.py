@@ -51,9 +51,8 @@ def join_samples(
             here = slice(a - shift, z - shift)
             for h in range(index.heads):
                 own = slice(h * share, (h + 1) * share)
-                sampled = slice(first, first + tile * TILE)
                 kv_head = h * k.shape[1] // index.heads
-                some_k, some_v = (x[b, kv_head, sampled][keys].float() for x in (k, v))
+                some_k, some_v = (x[b, kv_head, first + keys].float() for x in (k, v))
                 scores = q[b, own, here].float() @ some_k.T * scale
                 if softcap:
                     scores = softcap * torch.tanh(scores / softcap)

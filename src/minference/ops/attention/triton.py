@@ -339,7 +339,7 @@ def _sparse_attention(
     store_tile(out_ptr, lse_ptr, at, acc, peak, total, inside, wanted, D, LSE, RAISE)
 
 
-def _descriptors(k: Tensor, v: Tensor, rows: int, *, tma: bool) -> tuple[Any, Any]:
+def tma_descriptors(k: Tensor, v: Tensor, rows: int, *, tma: bool) -> tuple[Any, Any]:
     """Host TMA descriptors that load `rows` rows of one head, or nothing."""
     if not tma:
         return None, None
@@ -437,8 +437,8 @@ def sparse_attention(
     stages = tuned.stages if tma or launch or dim <= 64 else min(tuned.stages, 2)
     _sparse_attention[grid](
         *data, *packed, packed[0].shape[2], *pair_offsets(index.offsets),
-        *_descriptors(k, v, tuned.wide, tma=tma), *_descriptors(k, v, BLOCK, tma=tma),
-        *_descriptors(*packed, tuned.wide, tma=tma), *_descriptors(*packed, BLOCK, tma=tma),
+        *tma_descriptors(k, v, tuned.wide, tma=tma), *tma_descriptors(k, v, BLOCK, tma=tma),
+        *tma_descriptors(*packed, tuned.wide, tma=tma), *tma_descriptors(*packed, BLOCK, tma=tma),
         WIDE=tuned.wide, STAGES=stages, TMA=tma, PRECISION="fp8" if fp8 else "tf32",
         scales=scales, packed_place=place, **fixed,
     )  # fmt: skip

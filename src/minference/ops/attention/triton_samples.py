@@ -2,7 +2,6 @@
 kernel stopped, over the tile's samples, so that any kernel may come before it."""
 
 import math
-from typing import Any
 
 import torch
 import triton
@@ -28,6 +27,7 @@ from minference.ops._triton import (
     tma_serves,
 )
 from minference.ops.attention.samples import LARGEST
+from minference.ops.attention.triton import tma_descriptors
 from minference.ops.attention.triton_parts import (
     in_pages,
     list_of,
@@ -242,19 +242,9 @@ def join_samples(
     _join_samples[(batch * heads * slots * (TILE // tuned.rows),)](
         q, packed[0], packed[1], out, lse, flags, *bounds, tuple(q.stride()[:3]), slots, q_len,
         index.kv_len, index.samples, room, rows, log2_scaling(scale, softcap),
-        *_descriptors(packed, single=single), H=heads, HKV=kv_heads, LISTS=index.heads, D=dim,
+        *tma_descriptors(packed[0], packed[1], KEYS, tma=tma_serves(packed)), H=heads,
+        HKV=kv_heads, LISTS=index.heads, D=dim,
         ROWS=tuned.rows, STAGES=1 if single else tuned.stages, SOFTCAP=bool(softcap),
         PRECISION="ieee" if single else "tf32", KEYS=KEYS, num_warps=tuned.warps,
     )  # fmt: skip
     return out, lse
-
-
-def _descriptors(packed: Tensor, *, single: bool) -> tuple[Any, Any]:
-    """TMA descriptors of packed keys and of values, or nothing where TMA does not serve."""
-    if single or not tma_serves(packed):
-        return None, None
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    block = [1, 1, KEYS, packed.shape[-1]]
-    made = [TensorDescriptor(x, list(x.shape), list(x.stride()), block) for x in packed]
-    return made[0], made[1]
