@@ -18,7 +18,7 @@ LEAST_STRIDE = 16
 LONG = 1 << 16
 """Keys beyond which a tile reads up to twice as many samples: its other keys thin out."""
 
-MOST_SHARE = 0.1
+MOST_SHARE = 0.05
 """A sample counts at most as this share of what its row has in the index's own keys, or once: a
 key that matters by itself, and is sampled by chance, must not count for a whole run."""
 
