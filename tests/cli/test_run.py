@@ -81,6 +81,7 @@ def test_demo_facts_have_a_length_a_seed_and_an_answer(tiny_folder: str) -> None
     assert 900 < first["tokens"] <= 1025  # with <bos>
     assert first["seed"] == 1
     assert first["expected"] != second["expected"]
+    assert first["method"] == subject.default_method()
     assert first["sparse"]["layers"] == [1.0]  # below the method's threshold
     assert f"expected       {first['expected']!r}" in run(tiny_folder, *facts, "--seed", "1")
 

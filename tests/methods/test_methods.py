@@ -110,3 +110,12 @@ def test_names_find_their_classes() -> None:
 def test_bad_options_are_named(make, message: str) -> None:  # noqa: ANN001
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_default_is_grouped_where_triton_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(methods, "why_not_triton", lambda device, dtype: None)
+    assert methods.default_method_name(cuda, torch.bfloat16) == "grouped"
+    assert methods.default_method_name(cpu, torch.float32) == "minference"
+    monkeypatch.setattr(methods, "why_not_triton", lambda device, dtype: "triton is not installed")
+    assert methods.default_method_name(cuda, torch.bfloat16) == "minference"

@@ -23,7 +23,10 @@ def run(
     demo_facts: given.DemoFacts = False,
     tokens: given.Tokens = "16k",
     seed: given.Seed = 0,
-    method: given.MethodText = "minference",
+    method: Annotated[
+        str | None,
+        typer.Option(help="As of `minference ls`; grouped on a GPU, else minference, unless given."),
+    ] = None,
     compare: bool = typer.Option(False, help="Run dense attention as well."),
     max_new_tokens: int = typer.Option(24, min=1, help="Length of an answer."),
     plot: Annotated[
@@ -41,7 +44,9 @@ def run(
 
     if plot is not None:
         check_picture(plot)
-    text, spec = given.text(prompt, file, demo_facts), parse_method(method)
+    text = given.text(prompt, file, demo_facts)
+    method = method or given.default_method()
+    spec = parse_method(method)
     quiet = quiet or as_json
     config = given.load_config(model)
     spec = given.with_own_patterns(spec, model, quiet=quiet)

@@ -58,6 +58,16 @@ def load_subject(name: str, *, quiet: bool) -> Subject:
     return Subject(name, *load(name))
 
 
+def default_method() -> str:
+    """The method of a command that names none, on the device that `load` takes."""
+    import torch
+
+    from minference.integrations.transformers.load import default_device
+    from minference.methods import default_method_name
+
+    return default_method_name(torch.device(default_device()), torch.bfloat16)
+
+
 def text(prompt: str | None, file: Path | None, demo_facts: bool) -> str | None:
     """The prompt as it was given, from stdin where no option names it; None for a demo prompt.
 

@@ -2,6 +2,8 @@
 
 from importlib.metadata import entry_points
 
+import torch
+
 from minference.errors import unknown_name
 from minference.methods.a_shape import AShape
 from minference.methods.base import Context, Method
@@ -13,6 +15,7 @@ from minference.methods.minference import MInference
 from minference.methods.static import Static
 from minference.methods.tri_shape import TriShape
 from minference.methods.xattention import XAttention
+from minference.ops._dispatch import why_not_triton
 
 __all__ = [
     "AShape",
@@ -27,6 +30,7 @@ __all__ = [
     "Static",
     "TriShape",
     "XAttention",
+    "default_method_name",
     "get_method",
     "method_names",
 ]
@@ -55,3 +59,11 @@ def get_method(name: str) -> type[Method]:
     for point in entry_points(group=_GROUP, name=name):
         return point.load()
     raise unknown_name("method", name, method_names())
+
+
+def default_method_name(device: torch.device, dtype: torch.dtype) -> str:
+    """The method where none is named: `grouped` on a GPU that runs Triton's kernels, where it
+    answers more and takes less time than `minference` (docs/evaluation.md), which is the one
+    elsewhere: on CPUs `grouped` is dense below 128K tokens."""
+    fused = device.type == "cuda" and why_not_triton(device, dtype) is None
+    return Grouped.name if fused else MInference.name

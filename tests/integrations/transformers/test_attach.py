@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 
 import pytest
@@ -12,7 +13,7 @@ import minference
 from minference import UnsupportedError
 from minference.head_patterns import default_patterns
 from minference.integrations.transformers import _compat, estimate_memory, state
-from minference.methods import AShape, MInference, TriShape
+from minference.methods import AShape, Grouped, MInference, TriShape
 from minference.patterns import VerticalSlash
 from minference.testing import tiny_model
 
@@ -184,6 +185,20 @@ def test_the_name_alone_works() -> None:
     torch.testing.assert_close(logits(model), before, atol=1e-4, rtol=1e-4)
     assert isinstance(state.find(model.config).method, MInference)
     del model
+
+
+def test_without_a_method_the_default_of_the_device_serves(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with attach(model):
+        method = state.find(model.config).method
+    assert isinstance(method, MInference)
+    assert method.patterns.shape == (4, 4)
+    # the package's name of this module is its function
+    module = importlib.import_module("minference.integrations.transformers.attach")
+    monkeypatch.setattr(module, "default_method_name", lambda device, dtype: "grouped")
+    with attach(model):
+        assert state.find(model.config).method == Grouped()
 
 
 def test_bad_input_is_one_clear_error(model: torch.nn.Module) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import minference
-from minference.integrations.transformers import estimate_memory, host_layer, memory
-from minference.methods import AShape
+from minference.integrations.transformers import estimate_memory, host_layer, memory, state
+from minference.methods import AShape, Grouped
 from minference.testing import tiny_model
 
 pytestmark = pytest.mark.gpu
@@ -119,3 +119,12 @@ def test_pinned_memory_that_torch_keeps_is_given_back_when_it_is_missed() -> Non
     held = memory.free_memory(host)
     del pinned
     assert memory.free_memory(memory._collected(device, "host")) - held > 3 << 30
+
+
+def test_without_a_method_a_gpu_is_served_by_grouped() -> None:
+    model, ids = model_and_ids(16_640)
+    with minference.attach(model, record=True) as handle, torch.no_grad():
+        model(ids, use_cache=False, logits_to_keep=1)
+        assert state.find(model.config).method == Grouped()
+    assert len(handle.records) == 4
+    assert all(0 < record["density"] < 0.5 for record in handle.records)

@@ -13,7 +13,7 @@ from minference.integrations.transformers import _compat, state
 from minference.integrations.transformers.coverage import DENSE_FROM
 from minference.integrations.transformers.handle import REMEDY, Handle
 from minference.integrations.transformers.host_cache import check_kv
-from minference.methods import MInference, get_method
+from minference.methods import default_method_name, get_method
 from minference.methods.base import Context, Method
 from minference.methods.spec import fitting_patterns
 from minference.ops.attention.fp8 import check_precision
@@ -43,8 +43,9 @@ def attach(
 
     Args:
         model: a causal language model, loaded.
-        method: a method, or the name of one; MInference with the published patterns of this
-            architecture and shape, else the default ones, unless given.
+        method: a method, or the name of one; unless given "grouped" on a GPU that runs Triton's
+            kernels and else "minference". A name takes the published patterns of this architecture
+            and shape, else the default ones, where its method has patterns.
         starting_layer: layers below it are dense.
         min_seq_len: shortest context to serve sparsely, in tokens; the method's unless given.
         impl: implementation of the operations, as in `sparse_attention`.
@@ -123,6 +124,8 @@ def _check_served(model: PreTrainedModel) -> None:
 
 def _method(model: PreTrainedModel, given: Method | str | None) -> Method:
     config = model.config.get_text_config(decoder=True)
+    if given is None:
+        given = default_method_name(model.device, model.dtype)
     if isinstance(given, str):
         cls = get_method(given)
         fields = getattr(cls, "__dataclass_fields__", {})
@@ -130,11 +133,10 @@ def _method(model: PreTrainedModel, given: Method | str | None) -> Method:
             {"patterns": fitting_patterns(config)} if "patterns" in fields else {}
         )
         given = cls(**options)
-    method = MInference(patterns=fitting_patterns(config)) if given is None else given
-    patterns = getattr(method, "patterns", None)
+    patterns = getattr(given, "patterns", None)
     if isinstance(patterns, HeadPatterns):
         check_shape(patterns, config)
-    return method
+    return given
 
 
 def check_shape(patterns: HeadPatterns, config: Any) -> None:  # noqa: ANN401

@@ -16,12 +16,17 @@ import torch
 _SECONDS = 5.0
 
 
+def default_device() -> str:
+    """CUDA where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load(name: str, device: str | None = None) -> tuple[Any, Any]:
     """A causal language model in evaluation mode, and its tokenizer.
 
     Args:
         name: hub id or path.
-        device: where to; CUDA where there is one, else the CPU, unless given.
+        device: where to; `default_device` unless given.
 
     Raises:
         ValueError: there is no such model, or it cannot be read.
@@ -30,7 +35,7 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    target = device or default_device()
     # bfloat16 matrix products are slow on most CPUs
     dtype = torch.float32 if target == "cpu" else "auto"
     with _source(name) as options:
