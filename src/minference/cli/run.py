@@ -25,7 +25,7 @@ def run(
     seed: given.Seed = 0,
     method: Annotated[
         str | None,
-        typer.Option(help="As of `minference ls`; grouped on a GPU, else minference, unless given."),
+        typer.Option(help="One of `minference ls`; without it grouped on a GPU, else minference."),
     ] = None,
     compare: bool = typer.Option(False, help="Run dense attention as well."),
     max_new_tokens: int = typer.Option(24, min=1, help="Length of an answer."),
