@@ -47,7 +47,8 @@ class Watched(Grouped):
         lists, wider = grouped_blocks(q, k, layout, self.plan(layout), **how)
         done = guard_blocks(q, k, lists, wider, layout, target=self.target, **how)
         self.levels.append(done.level)
-        return assemble(layout, k.shape[1], blocks=done.lists, group_tiles=1)
+        kept = {"blocks": done.lists, "group_tiles": 1, "samples": self.samples}
+        return assemble(layout, k.shape[1], **kept)
 
     def guarded(self) -> list[float]:
         """Share of the guarded rows whose group got its wider list, and every block."""

@@ -127,4 +127,3 @@ def test_without_a_method_a_gpu_is_served_by_grouped() -> None:
         model(ids, use_cache=False, logits_to_keep=1)
         assert state.find(model.config).method == Grouped()
     assert len(handle.records) == 4
-    assert all(0 < record["density"] < 0.5 for record in handle.records)
