@@ -2,7 +2,6 @@
 time, nothing the size of rows x keys."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,7 +53,10 @@ def grouped_blocks(
         begin = layout.kv_len - layout.q_len - first
         low, real = max(begin, 0), stop - first
         keys = k[b, :, first:stop].float()
-        means = keys[:, : real // MEAN * MEAN].unflatten(1, (-1, MEAN)).mean(dim=2)
+        means, cells = (
+            keys[:, : real // size * size].unflatten(1, (-1, size)).mean(dim=2)
+            for size in (MEAN, CELL)
+        )
         for start in range(low // _SIZE * _SIZE, real, _SIZE):
             span = range(max(start, low), min(start + _SIZE, real))
             at = _positions(span, places)
@@ -63,13 +65,13 @@ def grouped_blocks(
             rows = rows.unflatten(0, (k.shape[1], -1)) * scale
             near = max(span.start // TILE * 2 - 1, 0)
             seen = keys[:, : span.stop]
-            planes = torch.cat(list(_best_scores(rows, seen, at, softcap)), dim=4)
             sums = _mean_sums(rows, seen, means, at, near, softcap)
-            if 0 < plan.candidates < 2 * -(-layout.kv_len // TILE):
-                rest = _not_listed(rows, seen, sums, at, near, plan.candidates, softcap)
-                planes.masked_fill_(rest[:, None, None], -torch.inf)
-            sums = _with_best(sums, planes, at, near)
-            ratings = _ratings(planes, sums)
+            few = 0 < plan.candidates < 2 * -(-layout.kv_len // TILE)
+            most = plan.candidates - LEAST_WIDER if few else near
+            far = _far_blocks(rows, cells, sums, at, near, most, softcap)
+            planes = _best_scores(rows, seen, far, at, near, softcap)
+            sums = _with_best(sums, planes[..., 1 : far.shape[1]], at)
+            ratings = _ratings(planes, far, sums, near)
             tile, block = start // TILE, torch.arange(ratings.shape[2], device=q.device)
             wider = _choose(
                 ratings.amax(dim=1, keepdim=True),
@@ -120,15 +122,31 @@ def _seen_scores(
 
 
 def _best_scores(
-    rows: Tensor, keys: Tensor, at: Tensor, softcap: float
-) -> Iterator[Float[Tensor, "3 Hkv S R n"]]:
-    """The best score of each block between its ends, of its first keys and of its last ones, some
-    blocks at a time."""
-    for begin in range(0, keys.shape[1], STEP):
-        scores = _seen_scores(rows, keys[:, begin : begin + STEP], at, begin, softcap)
-        scores = torch.nn.functional.pad(scores, (0, -scores.shape[3] % BLOCK), value=-torch.inf)
-        ends = scores.unflatten(3, (-1, BLOCK // EDGE, EDGE)).amax(dim=5)
-        yield torch.stack([ends[..., 1:-1].amax(dim=4), ends[..., 0], ends[..., -1]])
+    rows: Float[Tensor, "Hkv S R D"],
+    keys: Float[Tensor, "Hkv n D"],
+    far: Int[Tensor, "Hkv n_far"],
+    at: Int[Tensor, "S R"],
+    near: int,
+    softcap: float,
+) -> Float[Tensor, "3 Hkv S R blocks"]:
+    """The best score of each block between its ends, of its first keys and of its last ones: of
+    the blocks `far`, then of those from `near` on."""
+    planes = []
+    for some in far.split(STEP // BLOCK, dim=1):
+        place = (some[..., None] * BLOCK + torch.arange(BLOCK, device=keys.device)).flatten(1)
+        listed = keys.gather(1, place[..., None].expand(-1, -1, keys.shape[2]))
+        planes.append(_planes(_scores(rows, listed, softcap)))
+    scores = _seen_scores(rows, keys[:, near * BLOCK :], at, near * BLOCK, softcap)
+    missing = -scores.shape[3] % BLOCK
+    if missing:
+        scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
+    planes.append(_planes(scores))
+    return torch.cat(planes, dim=4).masked_fill_((at < 0)[..., None], -torch.inf)
+
+
+def _planes(scores: Float[Tensor, "Hkv S R n"]) -> Float[Tensor, "3 Hkv S R blocks"]:
+    ends = scores.unflatten(3, (-1, BLOCK // EDGE, EDGE)).amax(dim=5)
+    return torch.stack([ends[..., 1:-1].amax(dim=4), ends[..., 0], ends[..., -1]])
 
 
 def _mean_sums(
@@ -146,39 +164,47 @@ def _mean_sums(
     return torch.cat(parts, dim=-1).logsumexp(dim=-1)
 
 
-def _not_listed(
-    rows: Tensor, keys: Tensor, sums: Tensor, at: Tensor, near: int, count: int, softcap: float
-) -> Bool[Tensor, "Hkv blocks"]:
-    """Blocks of a group that are no candidates: whose best means of 4 have the smaller shares."""
-    rest = torch.zeros(
-        keys.shape[0], -(-keys.shape[1] // BLOCK), dtype=torch.bool, device=keys.device
-    )
-    far = keys[:, BLOCK : near * BLOCK].unflatten(1, (-1, CELL)).mean(dim=2)
-    best = _scores(rows, far, softcap).sub_(sums[..., None]).unflatten(-1, (-1, BLOCK // CELL))
-    best = best.amax(dim=-1).masked_fill_((at < 0)[..., None], -torch.inf).amax(dim=(1, 2))
-    order = best.sort(dim=-1, descending=True, stable=True).indices
-    return rest.scatter_(1, order[:, count - LEAST_WIDER :] + 1, value=True)
+def _far_blocks(
+    rows: Tensor, cells: Tensor, sums: Tensor, at: Tensor, near: int, most: int, softcap: float
+) -> Int[Tensor, "Hkv n_far"]:
+    """Block 0 and the blocks before `near` that are rated, ascending: at most so many, those whose
+    best means of 4 have the largest shares."""
+    device = rows.device
+    if near - 1 <= most:
+        return torch.arange(near, device=device).expand(rows.shape[0], -1)
+    size = BLOCK // CELL
+    best = _scores(rows, cells[:, size : near * size], softcap).unflatten(-1, (-1, size))
+    best = best.amax(dim=-1).sub_(sums[..., None])
+    best = best.masked_fill_((at < 0)[..., None], -torch.inf).amax(dim=(1, 2))
+    order = best.sort(dim=-1, descending=True, stable=True).indices[:, :most]
+    first = torch.zeros(rows.shape[0], 1, dtype=torch.int64, device=device)
+    return torch.cat([first, order.sort(dim=-1).values + 1], dim=1)
 
 
 def _with_best(
-    sums: Float[Tensor, "Hkv S R"],
-    planes: Float[Tensor, "3 Hkv S R blocks"],
-    at: Tensor,
-    near: int,
+    sums: Float[Tensor, "Hkv S R"], planes: Float[Tensor, "3 Hkv S R n_far"], at: Tensor
 ) -> Float[Tensor, "Hkv S R 1"]:
     """The sums, with the best keys of far blocks where these more than double them."""
-    best = planes[..., 1:near].movedim(0, -1).flatten(-2)
+    best = planes.movedim(0, -1).flatten(-2)
     more = torch.cat([sums[..., None], best], dim=-1).logsumexp(dim=-1)
     sums = torch.where(more - sums > math.log(2), more, sums)
     return sums.masked_fill(at < 0, 0.0)[..., None]
 
 
 def _ratings(
-    planes: Float[Tensor, "3 Hkv S R blocks"], sums: Float[Tensor, "Hkv S R 1"]
+    planes: Float[Tensor, "3 Hkv S R n"],
+    far: Int[Tensor, "Hkv n_far"],
+    sums: Float[Tensor, "Hkv S R 1"],
+    near: int,
 ) -> Float[Tensor, "Hkv tiles blocks"]:
     """The largest logarithm of a share that a row of each tile gives to a key of a block, or to
-    one of its neighbours' nearest."""
-    planes = (planes - sums).unflatten(3, (GROUP_TILES, -1)).amax(dim=(2, 4))
+    one of its neighbours' nearest; planes as of `_best_scores`."""
+    some = (planes - sums).unflatten(3, (GROUP_TILES, -1)).amax(dim=(2, 4))
+    count = far.shape[1]
+    planes = some.new_full((*some.shape[:3], near + some.shape[3] - count), -torch.inf)
+    planes[..., near:] = some[..., count:]
+    at = far[None, :, None].expand(*some.shape[:3], -1)
+    planes.scatter_(3, at, some[..., :count])
     first, last = planes[1:]
     ratings = planes.amax(dim=0)
     ratings[..., 1:] = torch.maximum(ratings[..., 1:], last[..., :-1])
