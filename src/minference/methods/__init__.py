@@ -64,6 +64,6 @@ def get_method(name: str) -> type[Method]:
 def default_method_name(device: torch.device, dtype: torch.dtype) -> str:
     """The method where none is named: `grouped` on a GPU that runs Triton's kernels, where it
     answers more and takes less time than `minference` (docs/evaluation.md), which is the one
-    elsewhere: on CPUs `grouped` is dense below 128K tokens."""
+    elsewhere: on a CPU `grouped` is dense below 48K tokens."""
     fused = device.type == "cuda" and why_not_triton(device, dtype) is None
     return Grouped.name if fused else MInference.name
