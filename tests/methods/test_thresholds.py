@@ -31,7 +31,7 @@ def test_searched_tables_and_other_methods_start_at_the_measured_length() -> Non
 
 
 def test_a_method_may_need_longer_prompts() -> None:
-    assert min_seq_len(Grouped(), "cuda") == Grouped.cuda_tokens > CUDA_TOKENS
+    assert min_seq_len(Grouped(), "cuda") == CUDA_TOKENS
     assert min_seq_len(Grouped(), "cpu") == Grouped.cpu_tokens > CPU_TOKENS
     assert min_seq_len(Grouped(min_seq_len=9), "cuda") == 9
     assert min_seq_len(Grouped(min_seq_len=9), "cpu") == 9

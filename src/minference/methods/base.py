@@ -42,11 +42,10 @@ class Method(ABC):
 
     Attributes:
         min_seq_len: contexts of fewer tokens are served by the best dense kernel; None means the
-            length measured for the device, or `cuda_tokens` or `cpu_tokens` where that is more.
+            length measured for the device, or on a CPU `cpu_tokens` where that is more.
     """
 
     name: ClassVar[str]
-    cuda_tokens: ClassVar[int] = 0
     cpu_tokens: ClassVar[int] = 0
     min_seq_len: int | None = None
 

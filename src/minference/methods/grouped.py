@@ -34,8 +34,6 @@ class Grouped(Method):
     """
 
     name: ClassVar[str] = "grouped"
-    # at 16K it takes .71 of dense attention's time, at 8K more than all of it
-    cuda_tokens: ClassVar[int] = 16384
     # on two cores it takes .95 of dense attention's time at 32K and .69 of it here
     cpu_tokens: ClassVar[int] = 3 << 14
     mass: float = 0.98

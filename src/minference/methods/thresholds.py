@@ -21,7 +21,7 @@ def min_seq_len(method: Method, device_type: str) -> int:
     if device_type != "cuda":
         return max(CPU_TOKENS, method.cpu_tokens)
     bought = math.ceil(CUDA_TOKENS_PER_KEY * (method.keys_per_row() or 0))
-    return max(CUDA_TOKENS, method.cuda_tokens, bought)
+    return max(CUDA_TOKENS, bought)
 
 
 def most_share(keys: float, tokens: int) -> float:
