@@ -116,6 +116,11 @@ def test_the_default_is_grouped_where_triton_runs_on_a_gpu(monkeypatch: pytest.M
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(methods, "why_not_triton", lambda device, dtype: None)
     assert methods.default_method_name(cuda, torch.bfloat16) == "grouped"
+    assert methods.default_method_name(cuda, torch.bfloat16, "hopper") == "grouped"
+    assert methods.default_method_name(cuda, torch.bfloat16, "torch") == "minference"
     assert methods.default_method_name(cpu, torch.float32) == "minference"
+    monkeypatch.setenv("MINFERENCE_IMPL", "reference")
+    assert methods.default_method_name(cuda, torch.bfloat16) == "minference"
+    monkeypatch.delenv("MINFERENCE_IMPL")
     monkeypatch.setattr(methods, "why_not_triton", lambda device, dtype: "triton is not installed")
     assert methods.default_method_name(cuda, torch.bfloat16) == "minference"

@@ -4,6 +4,7 @@ from importlib.metadata import entry_points
 
 import torch
 
+from minference import env
 from minference.errors import unknown_name
 from minference.methods.a_shape import AShape
 from minference.methods.base import Context, Method
@@ -61,9 +62,16 @@ def get_method(name: str) -> type[Method]:
     raise unknown_name("method", name, method_names())
 
 
-def default_method_name(device: torch.device, dtype: torch.dtype) -> str:
+def default_method_name(device: torch.device, dtype: torch.dtype, impl: str = "auto") -> str:
     """The method where none is named: `grouped` on a GPU that runs Triton's kernels, where it
     answers more and takes less time than `minference` (docs/evaluation.md), which is the one
-    elsewhere: on a CPU `grouped` is dense below 48K tokens."""
-    fused = device.type == "cuda" and why_not_triton(device, dtype) is None
-    return Grouped.name if fused else MInference.name
+    elsewhere: on a CPU `grouped` is dense below 48K tokens.
+
+    Args:
+        device: of the model.
+        dtype: of the model.
+        impl: implementation that was asked for, as in `sparse_attention`.
+    """
+    asked = env.impl() if impl == "auto" else impl
+    fused = device.type == "cuda" and asked in ("auto", "triton", "hopper")
+    return Grouped.name if fused and why_not_triton(device, dtype) is None else MInference.name

@@ -196,7 +196,7 @@ def test_without_a_method_the_default_of_the_device_serves(
     assert method.patterns.shape == (4, 4)
     # the package's name of this module is its function
     module = importlib.import_module("minference.integrations.transformers.attach")
-    monkeypatch.setattr(module, "default_method_name", lambda device, dtype: "grouped")
+    monkeypatch.setattr(module, "default_method_name", lambda *given: "grouped")
     with attach(model):
         assert state.find(model.config).method == Grouped()
 

@@ -94,7 +94,7 @@ def attach(
         if value < 0:
             raise ValueError(f"{name} must be at least 0, got {value}")
     own = state.State(
-        method=_method(model, method),
+        method=_method(model, method, impl),
         starting_layer=starting_layer,
         min_seq_len=min_seq_len,
         impl=impl,
@@ -122,10 +122,10 @@ def _check_served(model: PreTrainedModel) -> None:
         )
 
 
-def _method(model: PreTrainedModel, given: Method | str | None) -> Method:
+def _method(model: PreTrainedModel, given: Method | str | None, impl: str) -> Method:
     config = model.config.get_text_config(decoder=True)
     if given is None:
-        given = default_method_name(model.device, model.dtype)
+        given = default_method_name(model.device, model.dtype, impl)
     if isinstance(given, str):
         cls = get_method(given)
         fields = getattr(cls, "__dataclass_fields__", {})
