@@ -106,20 +106,19 @@ def row_scores(
 
 def mean_sums(
     scores: Float[Tensor, "B Hkv S R N"],
-    means: Float[Tensor, "B Hkv S R cells"],
+    means: Float[Tensor, "B Hkv S R blocks"],
     near: Bool[Tensor, "B 1 1 blocks"],
 ) -> Float[Tensor, "B Hkv S R 1"]:
     """The log-sum-exp of each row: of every key of the near blocks, where its mass most often is;
     of another block as if all its keys were like their mean."""
     exact = scores.masked_fill(~near.repeat_interleave(BLOCK, -1)[:, :, None], -math.inf)
-    mean = means.unflatten(-1, (-1, BLOCK // MEAN)).amax(dim=-1) + math.log(BLOCK)
-    mean = mean.masked_fill(near[:, :, None], -math.inf)
+    mean = (means + math.log(BLOCK)).masked_fill(near[:, :, None], -math.inf)
     return torch.cat([exact, mean], dim=-1).logsumexp(dim=-1, keepdim=True)
 
 
 def row_sums(
     scores: Float[Tensor, "B Hkv S R N"],
-    means: Float[Tensor, "B Hkv S R cells"],
+    means: Float[Tensor, "B Hkv S R blocks"],
     near: Bool[Tensor, "B 1 1 blocks"],
 ) -> Float[Tensor, "B Hkv S R 1"]:
     """As `mean_sums`; but a row that looks something up far away has a larger sum: where the best

@@ -159,8 +159,8 @@ def _mean_sums(
     if edge < keys.shape[1]:
         parts.append(_seen_scores(rows, keys[:, edge:], at, edge, softcap))
     if edge > BLOCK:
-        far = _scores(rows, means[:, BLOCK // MEAN : edge // MEAN], softcap)
-        parts.append(far.unflatten(-1, (-1, BLOCK // MEAN)).amax(dim=-1) + math.log(BLOCK))
+        far = _scores(rows, means[:, 1 : edge // BLOCK], softcap)
+        parts.append(far + math.log(BLOCK))
     return torch.cat(parts, dim=-1).logsumexp(dim=-1)
 
 
