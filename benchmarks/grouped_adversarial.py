@@ -19,15 +19,14 @@ import minference
 from minference.bench.records import Recorder
 from minference.eval.scoring import encode
 from minference.eval.tasks import make_sample
-from minference.index import SparseIndex
+from minference.index import Ragged
 from minference.integrations.transformers.load import load
 from minference.lengths import parse_length
 from minference.methods import Dense
 from minference.methods.base import Context
 from minference.methods.grouped import Grouped
 from minference.ops.attention.api import sparse_attention
-from minference.ops.build import assemble
-from minference.ops.groups.api import grouped_blocks, guard_blocks
+from minference.ops.groups.guard import Guarded
 from minference.testing import context_for, default_device, layout_of, random_qkv
 
 KINDS = ("one far needle", "questions first", "repeated text", "random tokens")
@@ -41,14 +40,12 @@ class Watched(Grouped):
 
     levels: list[Tensor] = field(default_factory=list)
 
-    def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
-        layout = context.layout
-        how = {"scale": context.scale, "softcap": context.softcap, "impl": context.impl}
-        lists, wider = grouped_blocks(q, k, layout, self.plan(layout), **how)
-        done = guard_blocks(q, k, lists, wider, layout, target=self.target, **how)
+    def guard(
+        self, q: Tensor, k: Tensor, lists: Ragged, wider: Ragged, context: Context
+    ) -> Guarded:
+        done = super().guard(q, k, lists, wider, context)
         self.levels.append(done.level)
-        kept = {"blocks": done.lists, "group_tiles": 1, "samples": self.samples}
-        return assemble(layout, k.shape[1], **kept)
+        return done
 
     def guarded(self) -> list[float]:
         """Share of the guarded rows whose group got its wider list, and every block."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from minference.eval.scoring import SERVE_ALL
 from minference.integrations.transformers import attach
+from minference.integrations.transformers.load import default_device
 from minference.methods.spec import build_method, parse_method
 
 
@@ -38,8 +38,7 @@ class SparseLM(HFLM):
         """
         spec = parse_method(method.replace(";", ","))
         if isinstance(pretrained, str):
-            on_gpu = torch.cuda.is_available()
-            options["device"] = options.get("device") or ("cuda" if on_gpu else "cpu")
+            options["device"] = options.get("device") or default_device()
             # bfloat16 matrix products are slow on most CPUs
             if options["device"] == "cpu":
                 options.setdefault("dtype", "float32")

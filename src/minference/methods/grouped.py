@@ -1,14 +1,15 @@
 """Blocks re-estimated for each group of 512 query rows, kept where a row looks something up."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from minference.index import BLOCK, SparseIndex
+from minference.index import BLOCK, Ragged, SparseIndex
 from minference.methods.base import Context, Method
 from minference.ops.build import Layout, assemble
 from minference.ops.groups.api import grouped_blocks, guard_blocks
+from minference.ops.groups.guard import Guarded
 from minference.ops.groups.plan import LEAST_ROWS, LEAST_WIDER, Plan, power_of_two
 
 FULL_ROWS = 3 << 15
@@ -79,8 +80,18 @@ class Grouped(Method):
 
     def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
         layout = context.layout
-        how = {"scale": context.scale, "softcap": context.softcap, "impl": context.impl}
-        lists, wider = grouped_blocks(q, k, layout, self.plan(layout), **how)
+        lists, wider = grouped_blocks(q, k, layout, self.plan(layout), **_how(context))
         if self.target:
-            lists = guard_blocks(q, k, lists, wider, layout, target=self.target, **how).lists
+            lists = self.guard(q, k, lists, wider, context).lists
         return assemble(layout, k.shape[1], blocks=lists, group_tiles=1, samples=self.samples)
+
+    def guard(
+        self, q: Tensor, k: Tensor, lists: Ragged, wider: Ragged, context: Context
+    ) -> Guarded:
+        """What the guard makes of the lists, and what it saw."""
+        layout = context.layout
+        return guard_blocks(q, k, lists, wider, layout, target=self.target, **_how(context))
+
+
+def _how(context: Context) -> dict[str, Any]:
+    return {"scale": context.scale, "softcap": context.softcap, "impl": context.impl}

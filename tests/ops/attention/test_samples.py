@@ -71,7 +71,7 @@ def impls(device: torch.device) -> list[str]:
 
 
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
-@pytest.mark.parametrize(("q_len", "kv_len"), [(5, 5), (200, 601), (1, 900)])
+@pytest.mark.parametrize(("q_len", "kv_len"), [(5, 5), (640, 640), (200, 601), (1, 900)])
 def test_weights_are_those_of_the_definition(
     q_len: int, kv_len: int, softcap: float, device: torch.device
 ) -> None:

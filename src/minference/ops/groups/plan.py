@@ -55,6 +55,11 @@ class Plan:
     candidates: int = 0
 
 
+def few_rated(plan: Plan, layout: Layout) -> bool:
+    """Whether a group's candidates alone are rated by their keys, and not every block."""
+    return 0 < plan.candidates < 2 * -(-layout.kv_len // TILE)
+
+
 def group_count(layout: Layout) -> int:
     """Most groups that the chunk can touch."""
     rows = GROUP_TILES * TILE

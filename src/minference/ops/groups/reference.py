@@ -17,6 +17,7 @@ from minference.ops.groups.plan import (
     MEAN,
     WIDER,
     Plan,
+    few_rated,
     first_position,
     group_count,
     list_room,
@@ -47,7 +48,7 @@ def grouped_blocks(
         )
         first, stop = (x[:, None, None, None] for x in near_blocks(layout, group))
         near = (block == 0) | (block >= first)
-        if 0 < plan.candidates < len(block):
+        if few_rated(plan, layout):
             sums = mean_sums(scores, means, near)
             listed = candidates(cells, sums, near, block < stop, plan.candidates)
             own = listed.repeat_interleave(BLOCK, -1)[:, :, None]

@@ -18,6 +18,7 @@ from minference.ops.groups.plan import (
     MEAN,
     WIDER,
     Plan,
+    few_rated,
     group_count,
     list_room,
     row_places,
@@ -48,6 +49,7 @@ def grouped_blocks(
     number = count.new_zeros(found.shape[:3])
     places = row_places(plan.rows // GROUP_TILES, q.shape[1] // k.shape[1]).to(q.device)
     least = math.log(1 - plan.mass) if plan.mass < 1 else -math.inf
+    most = plan.candidates - LEAST_WIDER if few_rated(plan, layout) else layout.kv_len
     for b in range(layout.batch):
         first, stop = int(layout.first[b]), int(layout.stop[b])
         begin = layout.kv_len - layout.q_len - first
@@ -66,8 +68,6 @@ def grouped_blocks(
             near = max(span.start // TILE * 2 - 1, 0)
             seen = keys[:, : span.stop]
             sums = _mean_sums(rows, seen, means, at, near, softcap)
-            few = 0 < plan.candidates < 2 * -(-layout.kv_len // TILE)
-            most = plan.candidates - LEAST_WIDER if few else near
             far = _far_blocks(rows, cells, sums, at, near, most, softcap)
             planes = _best_scores(rows, seen, far, at, near, softcap)
             sums = _with_best(sums, planes[..., 1 : far.shape[1]], at)

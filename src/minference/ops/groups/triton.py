@@ -20,6 +20,7 @@ from minference.ops.groups.plan import (
     LEAST_WIDER,
     WIDER,
     Plan,
+    few_rated,
     group_count,
     list_room,
     power_of_two,
@@ -58,7 +59,7 @@ def grouped_blocks(
     # tiles without rows have no program that writes
     count = torch.zeros((batch, kv_heads, tiles), dtype=torch.int32, device=q.device)
     number = torch.empty((batch, kv_heads, groups), dtype=torch.int32, device=q.device)
-    listed = 0 < plan.candidates < blocks
+    listed = few_rated(plan, layout)
     keys = copy_keys(k, layout, shifted=not softcap, fine=listed)
     least = math.log2(1 - plan.mass) if plan.mass < 1 else -math.inf
     rated = GROUP_TILES * PLANES * blocks
