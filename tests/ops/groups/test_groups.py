@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from minference.index import Ragged
+from minference.index import BLOCK, Ragged
 from minference.ops.build import Layout
 from minference.ops.groups import reference
 from minference.ops.groups.api import grouped_blocks
-from minference.ops.groups.plan import MEAN, Plan, spread_rows
+from minference.ops.groups.plan import Plan, spread_rows
 from minference.testing import Lines, layout_of, planted_qkv, random_qkv
 
 PLAN = Plan(rows=16, mass=0.97, most=6, wider=20)
@@ -143,7 +143,7 @@ def test_sums_count_far_blocks_by_their_means_and_where_they_double_by_keys() ->
     rows, positions = reference.sampled_rows(q, 1, layout, 3, 16)
     scores, means = (
         reference.row_scores(rows, reference.mean_cells(keys, n), positions, n, 0.2, 0.0)
-        for n in (1, MEAN)
+        for n in (1, BLOCK)
     )
     near = torch.arange(32) >= 23
     near[0] = True

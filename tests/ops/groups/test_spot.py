@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from minference.index import BLOCK
 from minference.ops.groups import reference
-from minference.ops.groups.plan import GROUP_TILES, MEAN, Plan, near_blocks
+from minference.ops.groups.plan import GROUP_TILES, Plan, near_blocks
 from minference.testing import layout_of, random_qkv
 
 
@@ -46,7 +47,7 @@ def test_ratings_are_those_of_the_reference(
         own, positions = reference.sampled_rows(q, 1, layout, group, rows)
         scores, means = (
             reference.row_scores(own, reference.mean_cells(keys, n), positions, n, 0.1, softcap)
-            for n in (1, MEAN)
+            for n in (1, BLOCK)
         )
         near = (block == 0) | (block >= int(near_blocks(layout, group)[0]))
         sums = reference.row_sums(scores, means, near.view(1, 1, 1, -1))

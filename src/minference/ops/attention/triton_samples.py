@@ -70,20 +70,22 @@ def _key_of(run, stride):
 
 
 @triton.jit(do_not_specialize=["slots", "q_len", "kv_len", "samples", "room"])
-def _name_listed(
-    flags_ptr, block_lists, group_tiles_ptr, first_ptr, slots, q_len, kv_len, samples, room,
+def _count_left_out(
+    counts_ptr, block_lists, group_tiles_ptr, first_ptr, slots, q_len, kv_len, samples, room,
     LISTS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Whether a tile's blocks hold each of its samples, 0 or 1; 1 behind the last."""
+    """Log2 of the keys that each sample of a tile counts for: those of its run; -inf where the
+    tile's blocks hold it and behind the last one."""
     slot = tl.program_id(0) % slots
     item = tl.program_id(0) // slots
     q_start = kv_len - q_len - tl.load(first_ptr + item // LISTS)
     tile = (q_start >> 7) + slot
     stride, _, runs = _runs_of(tl.maximum(tile, 0), samples)
+    count = tl.log2(stride.to(tl.float32))
     size = tl.load(group_tiles_ptr + item % LISTS)
     group = tl.maximum(tile, 0) // size - tl.maximum(q_start, 0) // _TILE // size
     blocks, _, n = list_of(block_lists, item.to(tl.int64), group)
-    to = flags_ptr + tl.program_id(0).to(tl.int64) * room
+    to = counts_ptr + tl.program_id(0).to(tl.int64) * room
     for i in range(0, runs, KEYS):
         run = i + tl.arange(0, KEYS)
         block = _key_of(run, stride) // _BLOCK
@@ -95,7 +97,8 @@ def _name_listed(
             place = tl.where(before >> 2 < block, place + half, place)
             left -= half
         entry = tl.load(blocks + place, mask=n > 0, other=-4)
-        tl.store(to + run, ((entry >> 2 == block) | (run >= runs)).to(tl.int8))
+        there = (entry >> 2 != block) & (run < runs)
+        tl.store(to + run, tl.where(there, count, float("-inf")).to(tl.float16))
 
 
 @triton.jit(do_not_specialize=["kv_len", "room"])
@@ -140,7 +143,7 @@ def _packed_rows(ptr, desc, b, head, row, BLOCK_D: tl.constexpr, KEYS: tl.conste
 
 @triton.jit(do_not_specialize=["slots", "q_len", "kv_len", "samples", "room", "rows"])
 def _join_samples(
-    q_ptr, packed_k, packed_v, out_ptr, lse_ptr, flags_ptr, first_ptr, stop_ptr, q_steps, slots,
+    q_ptr, packed_k, packed_v, out_ptr, lse_ptr, counts_ptr, first_ptr, stop_ptr, q_steps, slots,
     q_len, kv_len, samples, room, rows, scaling, k_desc, v_desc, H: tl.constexpr,
     HKV: tl.constexpr, LISTS: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
     STAGES: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, KEYS: tl.constexpr,
@@ -155,7 +158,7 @@ def _join_samples(
     pos = tile * _TILE + rank % PARTS * ROWS + tl.arange(0, ROWS)
     row = pos - q_start
     wanted = (row >= 0) & (row < q_len) & (pos >= 0) & (pos < real)
-    stride, level, runs = _runs_of(tl.maximum(tile, 0), samples)
+    _, level, runs = _runs_of(tl.maximum(tile, 0), samples)
     runs = tl.where(tl.max(wanted.to(tl.int32)) != 0, runs, 0)
     # samples of one stride lie behind those of the shorter ones
     packed = room * level
@@ -170,24 +173,21 @@ def _join_samples(
     own_sum = tl.where(lse == float("-inf"), float("inf"), lse * _LOG2_E)
 
     item = b * LISTS + head * LISTS // H
-    flags = flags_ptr + (item * slots + rank // PARTS).to(tl.int64) * room
+    counts = counts_ptr + (item * slots + rank // PARTS).to(tl.int64) * room
     from_row = (b * HKV + kv_head).to(tl.int64) * rows * BLOCK_D
     factor, ceiling = scaling
-    count = tl.log2(stride.to(tl.float32))
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     mass = tl.full([ROWS], 1.0, tl.float32)
     for i in tl.range(0, runs, KEYS, num_stages=STAGES):
         k = _packed_rows(packed_k + from_row, k_desc, b, kv_head, packed + i, BLOCK_D, KEYS)
         v = _packed_rows(packed_v + from_row, v_desc, b, kv_head, packed + i, BLOCK_D, KEYS)
-        listed = tl.load(flags + i + tl.arange(0, KEYS))
+        often = tl.load(counts + i + tl.arange(0, KEYS)).to(tl.float32)[None, :]
         scores = tl.dot(q, k.T, input_precision=PRECISION)  # [ROWS, KEYS]
         if SOFTCAP:
             scores = ceiling - 2 * ceiling / (tl.exp2(scores * factor) + 1)
             once = scores - own_sum[:, None]
         else:
             once = scores * factor - own_sum[:, None]
-        # what the blocks hold counts 2^-inf times
-        often = tl.where(listed == 0, count, float("-inf"))[None, :]
         times = tl.minimum(once + often, tl.maximum(once, _MOST_SHARE))
         weights = tl.exp2(tl.minimum(times, _LARGEST))
         mass += tl.sum(weights, 1)
@@ -224,9 +224,10 @@ def join_samples(
     lists = (blocks.values, blocks.start.contiguous(), blocks.count.contiguous())
     slots = -(-q_len // TILE) + 1
     room = -(-sample_room(index.kv_len, index.samples) // KEYS) * KEYS
-    flags = torch.empty((batch * index.heads * slots, room), dtype=torch.int8, device=device)
-    _name_listed[(len(flags),)](
-        flags, (*lists, blocks.count.shape[2]), index.group_tiles, index.first, slots, q_len,
+    shape = (batch * index.heads * slots, room)
+    counts = torch.empty(shape, dtype=torch.float16, device=device)
+    _count_left_out[(len(counts),)](
+        counts, (*lists, blocks.count.shape[2]), index.group_tiles, index.first, slots, q_len,
         index.kv_len, index.samples, room, LISTS=index.heads, KEYS=KEYS, num_warps=4,
     )  # fmt: skip
     longest = sample_stride(-(-index.kv_len // TILE) - 1, index.samples)
@@ -240,7 +241,7 @@ def join_samples(
     single = q.dtype == torch.float32
     tuned = launch or (attention_launch(dim, q.dtype, device) if single or dim > 128 else LAUNCH)
     _join_samples[(batch * heads * slots * (TILE // tuned.rows),)](
-        q, packed[0], packed[1], out, lse, flags, *bounds, tuple(q.stride()[:3]), slots, q_len,
+        q, packed[0], packed[1], out, lse, counts, *bounds, tuple(q.stride()[:3]), slots, q_len,
         index.kv_len, index.samples, room, rows, log2_scaling(scale, softcap),
         *tma_descriptors(packed[0], packed[1], KEYS, tma=tma_serves(packed)), H=heads,
         HKV=kv_heads, LISTS=index.heads, D=dim,

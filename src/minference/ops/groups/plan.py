@@ -12,9 +12,6 @@ from minference.ops.build import Layout
 GROUP_TILES = 4
 """Query tiles of a group; groups are anchored at position 0."""
 
-MEAN = 64
-"""Keys whose mean stands for them in a row's sum, where they are far away: those of a block."""
-
 CELL = 4
 """Keys whose mean speaks for them where a group's candidates are chosen."""
 

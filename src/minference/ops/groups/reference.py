@@ -14,7 +14,6 @@ from minference.ops.groups.plan import (
     EDGE,
     GROUP_TILES,
     LEAST_WIDER,
-    MEAN,
     WIDER,
     Plan,
     few_rated,
@@ -44,7 +43,7 @@ def grouped_blocks(
         rows, positions = sampled_rows(q, k.shape[1], layout, group, plan.rows)
         scores, cells, means = (
             row_scores(rows, mean_cells(keys, size), positions, size, scale, softcap)
-            for size in (1, CELL, MEAN)
+            for size in (1, CELL, BLOCK)
         )
         first, stop = (x[:, None, None, None] for x in near_blocks(layout, group))
         near = (block == 0) | (block >= first)

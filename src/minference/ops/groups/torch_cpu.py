@@ -15,7 +15,6 @@ from minference.ops.groups.plan import (
     EDGE,
     GROUP_TILES,
     LEAST_WIDER,
-    MEAN,
     WIDER,
     Plan,
     few_rated,
@@ -57,7 +56,7 @@ def grouped_blocks(
         keys = k[b, :, first:stop].float()
         means, cells = (
             keys[:, : real // size * size].unflatten(1, (-1, size)).mean(dim=2)
-            for size in (MEAN, CELL)
+            for size in (BLOCK, CELL)
         )
         for start in range(low // _SIZE * _SIZE, real, _SIZE):
             span = range(max(start, low), min(start + _SIZE, real))

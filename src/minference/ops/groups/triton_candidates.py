@@ -135,23 +135,23 @@ def score_candidates(
     to += tl.arange(0, _STEP)[:, None] * OWN + tl.arange(0, OWN)[None, :]
     highest = tl.full([_STEP, OWN], float("-inf"), HALF)
     total = tl.zeros([OWN], tl.float32)
-    for at in tl.range(0, (number + _STEP - 1) // _STEP * _BLOCK, num_stages=STAGES):
-        step = at // _BLOCK
-        key = at - step * _BLOCK
+    for step in range(0, (number + _STEP - 1) // _STEP):
         block = tl.load(places + step * _STEP)
-        cell = (block // _STEP * _BLOCK + key) * _STEP + block % _STEP
-        k = tl.load(cells + cell[:, None] * BLOCK_D + column[None, :])
-        scores = tl.dot(k, q.T, input_precision=PRECISION, out_dtype=HALF)
-        highest = tl.maximum(highest, scores)
-        if (key == _EDGE - 1) | (key == _BLOCK - _EDGE - 1) | (key == _BLOCK - 1):
-            plane = tl.where(key == _EDGE - 1, 1, tl.where(key == _BLOCK - 1, 2, 0))
-            tl.store(to + (plane * ROOM + step * _STEP) * OWN, highest)
-            shares = log2_scores(highest.to(tl.float32), factor, ceiling, SOFTCAP)
-            shares -= tl.load(sums_ptr + row)[None, :]
-            known = step * _STEP + tl.arange(0, _STEP) < number
-            far = (known & (block > 0) & (block < near))[:, None]
-            total += tl.sum(tl.where(far, tl.exp2(tl.minimum(shares, 100.0)), 0.0), 0)
-            highest = tl.full([_STEP, OWN], float("-inf"), HALF)
+        known = step * _STEP + tl.arange(0, _STEP) < number
+        far = (known & (block > 0) & (block < near))[:, None]
+        cell = block // _STEP * (_BLOCK * _STEP) + block % _STEP
+        first_keys = cells + cell[:, None] * BLOCK_D + column[None, :]
+        for key in tl.range(0, _BLOCK, num_stages=STAGES):
+            k = tl.load(first_keys + key * (_STEP * BLOCK_D))
+            scores = tl.dot(k, q.T, input_precision=PRECISION, out_dtype=HALF)
+            highest = tl.maximum(highest, scores)
+            if (key == _EDGE - 1) | (key == _BLOCK - _EDGE - 1) | (key == _BLOCK - 1):
+                plane = tl.where(key == _EDGE - 1, 1, tl.where(key == _BLOCK - 1, 2, 0))
+                tl.store(to + (plane * ROOM + step * _STEP) * OWN, highest)
+                shares = log2_scores(highest.to(tl.float32), factor, ceiling, SOFTCAP)
+                shares -= tl.load(sums_ptr + row)[None, :]
+                total += tl.sum(tl.where(far, tl.exp2(tl.minimum(shares, 100.0)), 0.0), 0)
+                highest = tl.full([_STEP, OWN], float("-inf"), HALF)
     sums = tl.load(sums_ptr + row)
     tl.store(sums_ptr + row, tl.where(total > 1, sums + tl.log2(1 + total), sums))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from minference.index import BLOCK
 from minference.ops._triton import capability, padded_dim
 from minference.ops.build import Layout
-from minference.ops.groups.plan import CELL, MEAN
+from minference.ops.groups.plan import CELL
 
 STEP = 64
 """Blocks whose keys lie interleaved: those of a step."""
@@ -29,8 +29,6 @@ MEANS_AT_ONCE = 4
 
 _BLOCK = tl.constexpr(BLOCK)
 _STEP = tl.constexpr(STEP)
-_MEAN = tl.constexpr(MEAN)
-_MEANS = tl.constexpr(BLOCK // MEAN)
 _CELL = tl.constexpr(CELL)
 _CELLS = tl.constexpr(BLOCK // CELL)
 _SAMPLED = tl.constexpr(SAMPLED_KEYS)
@@ -43,7 +41,7 @@ class Cells(NamedTuple):
     Attributes:
         keys: in units of `unit`, zeros past the last real one; e4m3 ones may be off by one vector
             a head, as may
-        means: of 64 keys each, those of a block.
+        means: of each block's keys.
         fine: of 4 keys each; None unless they were asked for.
         unit: of each KV head; 1 unless the keys are e4m3.
     """
@@ -106,20 +104,20 @@ def _copy_keys(
     cell = tl.program_id(0) * _AT_ONCE + tl.arange(0, _AT_ONCE)
     sums = tl.zeros([_AT_ONCE, BLOCK_D], tl.float32)
     # a few at a time: all of them would take half a minute to compile
-    for one in range(0, _MEAN, _CELL):
+    for one in range(0, _BLOCK, _CELL):
         few = tl.zeros([_AT_ONCE, BLOCK_D], tl.float32)
         for other in tl.static_range(_CELL):
-            key = cell * _MEAN + one + other
+            key = cell * _BLOCK + one + other
             at = k_from + key.to(tl.int64)[:, None] * k_steps[2]
             own = tl.load(at, mask=(key < real)[:, None] & there, other=0.0).to(tl.float32)
             few += own
             _store(own, keys_ptr, key, item, n_keys, shift, unit, _BLOCK, BLOCK_D, FP8)
         sums += few
         if FINE:
-            at = (cell * _MEAN + one) // _CELL
+            at = (cell * _BLOCK + one) // _CELL
             n_fine = n_keys // _CELL
             _store(few / _CELL, fine_ptr, at, item, n_fine, shift, unit, _CELLS, BLOCK_D, FP8)
-    _store(sums / _MEAN, means_ptr, cell, item, n_means, shift, unit, _MEANS, BLOCK_D, FP8)
+    _store(sums / _BLOCK, means_ptr, cell, item, n_means, shift, unit, 1, BLOCK_D, FP8)
 
 
 def copy_keys(
@@ -133,10 +131,10 @@ def copy_keys(
     dtype = torch.float8_e4m3fn if fp8 else k.dtype
     keys, means, few = (
         torch.empty((batch, kv_heads, n, padded_dim(dim)), dtype=dtype, device=k.device)
-        for n in (count, count // MEAN, count // CELL if fine else 0)
+        for n in (count, count // BLOCK, count // CELL if fine else 0)
     )
     unit = torch.empty((batch, kv_heads), device=k.device)
-    _copy_keys[(count // MEAN // MEANS_AT_ONCE, batch * kv_heads)](
+    _copy_keys[(count // BLOCK // MEANS_AT_ONCE, batch * kv_heads)](
         k, keys, means, few, unit, layout.first, layout.stop, tuple(k.stride()[:3]), count,
         means.shape[2], HKV=kv_heads, D=dim, BLOCK_D=padded_dim(dim), FP8=fp8, SHIFTED=shifted,
         FINE=fine, num_warps=2,

@@ -19,12 +19,12 @@ from torch import Tensor
 from minference.index import BLOCK, TILE
 from minference.ops._triton import log2_scaling, padded_dim
 from minference.ops.build import Layout
-from minference.ops.groups.plan import EDGE, GROUP_TILES, MEAN, Plan, power_of_two
+from minference.ops.groups.plan import EDGE, GROUP_TILES, Plan, power_of_two
 from minference.ops.groups.triton_cells import STEP, Cells, cell_slot
 from minference.ops.groups.triton_rows import log2_scores
 
 SCORED_AT_ONCE = 4
-"""Query heads of a program."""
+"""Most query heads of a program."""
 
 ROWS_AT_ONCE = 64
 """Rows of each query head of a program."""
@@ -42,8 +42,8 @@ _GROUP = tl.constexpr(GROUP_TILES * TILE)
 _STEP = tl.constexpr(STEP)
 _EDGE = tl.constexpr(EDGE)
 _PLANES = tl.constexpr(PLANES)
-_MEANS = tl.constexpr(BLOCK // MEAN)
 _LOG_BLOCK = tl.constexpr(BLOCK.bit_length() - 1)
+_MOST = tl.constexpr(100.0)
 
 
 @triton.jit
@@ -111,12 +111,9 @@ def _sampled_queries(
 
 
 @triton.jit
-def _add(scores, peak, total):
-    """A step of each row's running maximum and sum."""
-    risen = tl.maximum(peak, tl.max(scores, 1))
-    safe = tl.where(risen == float("-inf"), 0.0, risen)
-    total = total * tl.exp2(peak - safe) + tl.sum(tl.exp2(scores - safe[:, None]), 1)
-    return risen, total
+def _weights(scores, peak, seen):
+    """Sum of what each row sees, relative to 2 ** peak."""
+    return tl.sum(tl.where(seen, tl.exp2(tl.minimum(scores - peak[:, None], _MOST)), 0.0), 1)
 
 
 @triton.jit
@@ -129,7 +126,10 @@ def sum_rows(
 ):  # fmt: skip
     """Log2 of each sampled row's sum of exponentials: over the keys of block 0 and of the blocks
     near its group; further away a block counts as if all its keys were their mean. Stores the rows
-    and their factor too, as the second pass takes them."""
+    and their factor too, as the second pass takes them.
+
+    Exponentials are relative to the row's best score in block 0, as in the guard; a key with
+    2 ** 100 times more weight counts as if it had just that."""
     LINES: tl.constexpr = TILES * EACH * TAKE
     HALF: tl.constexpr = tl.float16 if FP8 else tl.float32
     here = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
@@ -145,36 +145,33 @@ def sum_rows(
     factor *= unit * tl.load(unit_ptr + item)
     line = tl.arange(0, _STEP)
     column = tl.arange(0, BLOCK_D)
-    peak = tl.full([LINES], float("-inf"), tl.float32)
-    total = tl.zeros([LINES], tl.float32)
+    cells = keys_ptr + item.to(tl.int64) * n_keys * BLOCK_D
+    k = tl.load(cells + cell_slot(line, _BLOCK)[:, None] * BLOCK_D + column[None, :])
+    scores = tl.dot(q, k.T, input_precision=PRECISION)
+    scores = log2_scores(scores, factor, ceiling, SOFTCAP)
+    seen = line[None, :] <= pos[:, None]
+    peak = tl.max(tl.where(seen, scores, float("-inf")), 1)
+    peak = tl.where(peak == float("-inf"), 0.0, peak)
+    total = _weights(scores, peak, seen)
     # the first near block of each row's group, and of the first one
     near = tl.maximum(tl.maximum(pos // _GROUP * _GROUP, begin) // _TILE * 2 - 1, 1)
     begin = tl.maximum(tl.maximum(low // _GROUP * _GROUP, begin) // _TILE * 2 - 1, 1)
-    cells = keys_ptr + item.to(tl.int64) * n_keys * BLOCK_D
-    blocks = tl.where(stop > 0, tl.maximum((stop + _BLOCK - 1) // _BLOCK - begin, 0) + 1, 0)
-    for i in tl.range(0, blocks, num_stages=STAGES):
-        block = tl.where(i == 0, 0, begin + i - 1)
-        at = cell_slot(block * _BLOCK + line, _BLOCK)
-        k = tl.load(cells + at[:, None] * BLOCK_D + column[None, :])
+    for block in tl.range(begin, (stop + _BLOCK - 1) // _BLOCK, num_stages=STAGES):
+        key = block * _BLOCK + line
+        k = tl.load(cells + cell_slot(key, _BLOCK)[:, None] * BLOCK_D + column[None, :])
         scores = tl.dot(q, k.T, input_precision=PRECISION)
         scores = log2_scores(scores, factor, ceiling, SOFTCAP)
-        key = block * _BLOCK + line
-        seen = (key[None, :] <= pos[:, None]) & ((block == 0) | (block >= near))[:, None]
-        peak, total = _add(tl.where(seen, scores, float("-inf")), peak, total)
+        total += _weights(scores, peak, (key[None, :] <= pos[:, None]) & (block >= near)[:, None])
     cells = means_ptr + item.to(tl.int64) * n_means * BLOCK_D
     tile = line[:, None] * BLOCK_D + column[None, :]
     steps = tl.where(stop > 0, (tl.max(near) + _STEP - 1) // _STEP, 0)
-    best = tl.full([LINES, _STEP], float("-inf"), HALF)
-    for at in tl.range(0, steps * _MEANS, num_stages=STAGES):
-        k = tl.load(cells + at * (_STEP * BLOCK_D) + tile)
-        best = tl.maximum(best, tl.dot(q, k.T, input_precision=PRECISION, out_dtype=HALF))
-        # the interpreter's numbers have no remainder by a constant
-        if (at + 1) // _MEANS * _MEANS == at + 1:
-            scores = log2_scores(best.to(tl.float32), factor, ceiling, SOFTCAP) + _LOG_BLOCK
-            block = at // _MEANS * _STEP + line
-            far = (block > 0)[None, :] & (block[None, :] < near[:, None])
-            peak, total = _add(tl.where(far, scores, float("-inf")), peak, total)
-            best = tl.full([LINES, _STEP], float("-inf"), HALF)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        k = tl.load(cells + step * (_STEP * BLOCK_D) + tile)
+        scores = tl.dot(q, k.T, input_precision=PRECISION, out_dtype=HALF)
+        scores = log2_scores(scores.to(tl.float32), factor, ceiling, SOFTCAP) + _LOG_BLOCK
+        far = step * _STEP + line
+        far = (far > 0)[None, :] & (far[None, :] < near[:, None])
+        total += _weights(scores, peak, far)
     # a row that is none takes no part: its shares are 0
     real = (pos >= 0) & (total > 0)
     sums = tl.where(real, peak + tl.log2(tl.where(real, total, 1.0)), float("inf"))
@@ -203,7 +200,7 @@ def _add_far(scores, added, step, begin, start, TILES: tl.constexpr, LINES: tl.c
     near = tl.maximum(tl.maximum(low, begin) // _TILE * 2 - 1, 1)
     block = step * _STEP + tl.arange(0, _STEP)
     far = (block > 0)[:, None] & (block[:, None] < near[None, :])
-    shares = tl.where(far, tl.exp2(tl.minimum(scores, 100.0)), 0.0)
+    shares = tl.where(far, tl.exp2(tl.minimum(scores, _MOST)), 0.0)
     # no other program adds to these; a load and a store would need a barrier, which ends the
     # pipeline
     tl.atomic_add(added, tl.sum(shares, 0), sem="relaxed")
@@ -317,8 +314,10 @@ def sample_rows(
     kv_heads = cells.unit.shape[1]
     share, items, tiles = heads // kv_heads, batch * kv_heads, tiles_at_once(plan)
     fp8, exact = cells.keys.element_size() == 1, q.dtype == torch.float32
-    take = 1 if exact else min(SCORED_AT_ONCE, power_of_two(share))
-    bundles, lines = -(-share // take), take * plan.rows * tiles // GROUP_TILES
+    each = plan.rows * tiles // GROUP_TILES
+    take = min(SCORED_AT_ONCE, SCORED_AT_ONCE * ROWS_AT_ONCE // each, power_of_two(share))
+    take = 1 if exact else max(1, take)
+    bundles, lines = -(-share // take), take * each
     programs = -(-count * GROUP_TILES // tiles)
     slots = (items, programs, bundles)
     rows = cells.keys.new_empty((*slots, lines, padded_dim(dim)))
