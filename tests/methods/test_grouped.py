@@ -1,5 +1,7 @@
 """The grouped method keeps the contract and the mass that it promises."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -44,6 +46,41 @@ def test_chunk_keeps_the_same_blocks_in_whole_groups_as_the_full_prompt() -> Non
             assert torch.equal(part.blocks.row(0, head, tile), whole.blocks.row(0, head, 8 + tile))
 
 
+def test_a_long_call_looks_closer_at_its_last_groups() -> None:
+    q, k, _ = random_qkv(4, 2, 2300, batch=2)
+    context = context_for(layout_of(q, k, left_padding=(0, 300)), 4)
+    few = {"rows": 16, "most": 2, "last": 0}
+    more = {"rows": 32, "most": 4, "last": 0}
+    far, close, both = (
+        Grouped(**options).build_index(q, k, context).blocks  # type: ignore[arg-type]
+        for options in (few, more, few | {"last": 64})
+    )
+    assert close.count.sum() > far.count.sum()
+    for b, tiles, last in ((0, 18, 16), (1, 16, 12)):
+        for head, tile in itertools.product(range(2), range(tiles)):
+            wanted = close if tile >= last else far
+            assert torch.equal(both.row(b, head, tile), wanted.row(b, head, tile))
+
+
+def test_a_short_call_after_a_long_context_is_looked_at_closer_as_a_whole() -> None:
+    q, k, _ = random_qkv(4, 2, 100, 3300)
+    context = context_for(layout_of(q, k), 4)
+    few = {"rows": 16, "most": 2}
+    close, far, both, other = (
+        Grouped(**options).build_index(q, k, context).blocks  # type: ignore[arg-type]
+        for options in (
+            {"rows": 32, "most": 4, "last": 0},
+            few | {"last": 0},
+            few | {"last": 100},
+            few | {"last": 99},
+        )
+    )
+    assert torch.equal(both.count, close.count)
+    assert torch.equal(both.values, close.values)
+    assert torch.equal(other.count, far.count)
+    assert close.count.sum() > far.count.sum()
+
+
 def test_fewer_rows_are_scored_of_contexts_beyond_96k() -> None:
     first, stop = torch.zeros(1), torch.ones(1)
     lengths = (1 << 10, 3 << 15, (3 << 15) + 1, 1 << 20, 1 << 23)
@@ -68,6 +105,7 @@ def test_candidates_are_chosen_in_contexts_of_more_than_twice_as_many_blocks() -
         {"wider": 9},
         {"candidates": 96},
         {"candidates": -64},
+        {"last": -1},
     ],
 )
 def test_bad_options_are_named(options: dict[str, float]) -> None:

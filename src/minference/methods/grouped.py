@@ -1,6 +1,6 @@
 """Blocks re-estimated for each group of 512 query rows, kept where a row looks something up."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -10,10 +10,14 @@ from minference.methods.base import Context, Method
 from minference.ops.build import Layout, assemble
 from minference.ops.groups.api import grouped_blocks, guard_blocks
 from minference.ops.groups.guard import Guarded
+from minference.ops.groups.last import GROUP, last_layout, put_last
 from minference.ops.groups.plan import LEAST_ROWS, LEAST_WIDER, Plan, power_of_two
 
 FULL_ROWS = 3 << 15
 """Longest context of which the rows asked for are scored: 96K keys."""
+
+LONG_CALL = 32
+"""Contexts, and longer calls, of so many times `last` rows have closer lists for these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,11 @@ class Grouped(Method):
             attention, or misses a block with much of it, get more blocks; 0 for no such guard.
         samples: about so many keys stand for those that a tile leaves out
             (`minference.index_samples`), up to twice as many beyond 64K keys; 0 for none.
+        last: rows at the end of a call, where a question most often is, that are looked at closer:
+            twice the rows are scored against twice the candidates, for lists of up to twice as
+            many blocks. Calls of at least 32 times as many rows, and those of no more rows after
+            32 times as many keys, so that chunks of a prefill do not all pay for it; not rows
+            padded on the right. 0 for none.
     """
 
     name: ClassVar[str] = "grouped"
@@ -44,6 +53,7 @@ class Grouped(Method):
     wider: int = 128
     target: float = 0.05
     samples: int = 512
+    last: int = 2048
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +71,8 @@ class Grouped(Method):
             raise ValueError(f"wider must be at least {LEAST_WIDER} blocks, got {self.wider}")
         if self.samples < 0:
             raise ValueError(f"samples must be at least 0 keys, got {self.samples}")
+        if self.last < 0:
+            raise ValueError(f"last must be at least 0 rows, got {self.last}")
 
     def plan(self, layout: Layout) -> Plan:
         """What is estimated and kept of a call.
@@ -80,7 +92,15 @@ class Grouped(Method):
 
     def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
         layout = context.layout
-        lists, wider = grouped_blocks(q, k, layout, self.plan(layout), **_how(context))
+        plan, how = self.plan(layout), _how(context)
+        closer = 0 < self.last * LONG_CALL <= layout.kv_len
+        if closer and layout.q_len <= self.last:
+            plan = _closer(plan)
+        lists, wider = grouped_blocks(q, k, layout, plan, **how)
+        if closer and layout.q_len >= self.last * LONG_CALL:
+            own = last_layout(layout, self.last)
+            last, _ = grouped_blocks(q[:, :, -own.q_len :], k, own, _closer(plan), **how)
+            lists = put_last(lists, last, layout, own)
         if self.target:
             lists = self.guard(q, k, lists, wider, context).lists
         return assemble(layout, k.shape[1], blocks=lists, group_tiles=1, samples=self.samples)
@@ -91,6 +111,12 @@ class Grouped(Method):
         """What the guard makes of the lists, and what it saw."""
         layout = context.layout
         return guard_blocks(q, k, lists, wider, layout, target=self.target, **_how(context))
+
+
+def _closer(plan: Plan) -> Plan:
+    """Twice as much of everything."""
+    rows = min(GROUP, 2 * plan.rows)
+    return replace(plan, rows=rows, candidates=2 * plan.candidates, most=2 * plan.most)
 
 
 def _how(context: Context) -> dict[str, Any]:
