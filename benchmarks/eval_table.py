@@ -43,8 +43,8 @@ METHODS = (
 )
 """MInference with published budgets, as published and by blocks, then scaled to the length (a
 quarter at 32K); static lines with the same two budgets."""
-PROMPTS = {"spread": 25, "end": 200}
-QUESTIONS = {"spread": 12, "end": 1}
+PROMPTS = {"spread": 25, "end": 200, "cached": 84}
+QUESTIONS = {"spread": 12, "end": 1, "cached": 12}
 MARK = "<!-- eval table -->"
 PACKED = "packed.jsonl"
 _DENSE = 0.995
@@ -65,8 +65,8 @@ def main() -> None:
     run.add_argument("--lengths", type=parse_length, nargs="+", default=[16_384, 32_768])
     run.add_argument("--placement", choices=list(PROMPTS), default="spread")
     run.add_argument("--split", choices=["heldout", "dev"], default="heldout")
-    run.add_argument("--prompts", type=int, help="for each cell; 25 spread, 200 at the end")
-    run.add_argument("--questions", type=int, help="for each prompt; 12 spread, 1 at the end")
+    run.add_argument("--prompts", type=int, help="of a cell; 25 spread, 200 at the end, 84 cached")
+    run.add_argument("--questions", type=int, help="for each prompt; 1 at the end, 12 otherwise")
     run.add_argument("--seconds", type=float, default=1e9, help="stop asking after that long")
     run.add_argument("--workers", type=int, help="processes that write prompts")
     run.add_argument("--untimed", action="store_true", help="no times: the GPU serves others too")

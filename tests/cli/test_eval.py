@@ -100,7 +100,7 @@ def test_the_default_model_is_missed_by_name(
         (["--tasks", "nia"], "did you mean 'niah'? valid names are common_words, "),
         (["--methods", "dens"], "did you mean 'dense'?"),
         (["--methods", "a_shape:locl=3"], "did you mean 'local'?"),
-        (["--placement", "front"], "end, spread"),
+        (["--placement", "front"], "cached, end, spread"),
         (["--split", "train"], "dev, heldout"),
         (["--lengths", "4.5k"], "16384, 16k or 1m"),
         (["--samples", "0"], "samples must be at least 1"),

@@ -48,7 +48,9 @@ def run(
     lengths: str = typer.Option("4k,8k", help="Prompt lengths in tokens, comma-separated."),
     samples: int = typer.Option(5, help="Questions for each task and length."),
     depths: int = typer.Option(5, help="Depths of the needle in the task niah."),
-    placement: str = typer.Option("end", help="end: after the prompt; spread: along its end."),
+    placement: str = typer.Option(
+        "end", help="end: after the prompt; cached: after one read once; spread: along its end."
+    ),
     split: str = typer.Option("heldout", help="heldout to report, dev to tune on."),
     output: str = typer.Option("out/eval", "-o", "--output", help="Folder of the results."),
     device: str | None = typer.Option(None, help="Default: cuda where there is one."),
@@ -62,11 +64,12 @@ def run(
     from minference.eval.plan import check_cells, make_cells, resolve_tasks
     from minference.eval.records import make_folder
     from minference.eval.runner import default_workers, measure_of, run_cells
+    from minference.eval.tasks import PLACEMENTS
     from minference.lengths import parse_length
     from minference.methods.spec import parse_methods
 
     for kind, value, valid in (
-        ("placement", placement, ("end", "spread")),
+        ("placement", placement, PLACEMENTS),
         ("split", split, ("dev", "heldout")),
     ):
         if value not in valid:

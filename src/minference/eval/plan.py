@@ -155,9 +155,9 @@ def make_cells(
         tasks: resolved names.
         lengths: prompt lengths in tokens.
         samples: questions a cell.
-        placement: "end" or "spread".
+        placement: "end", "spread" or "cached".
         split: "dev" to tune on, "heldout" to report.
-        questions: questions a prompt; 1 at the end and 12 spread if None.
+        questions: questions a prompt; 1 at the end and 12 otherwise if None.
         depths: depths of the needle task `niah`.
 
     Raises:
@@ -166,7 +166,7 @@ def make_cells(
     for name, count in (("samples", samples), ("questions", questions), ("depths", depths)):
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
-    each = questions or (SPREAD_QUESTIONS if placement == "spread" else 1)
+    each = questions or (1 if placement == "end" else SPREAD_QUESTIONS)
     for length in sorted(set(lengths)):
         for task in tasks:
             one = task in ONE_QUESTION or task == "niah"

@@ -2,14 +2,15 @@
 
 The answers are teacher-forced. With "spread" one sparse pass over the prompt and all its solved
 questions scores them all, since that pass is the prefill which is measured. With "end" the prompt
-and one question are the sparse prefill, and the answer is read after it with dense attention.
+and one question are the sparse prefill, and the answer is read after it with dense attention;
+"cached" is the same in chunks: the prompt once, then each question behind its cache.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from torch import Tensor
 import minference
 from minference.eval.tasks import Sample
 from minference.methods import Dense, Method
+
+if TYPE_CHECKING:
+    from minference.integrations.transformers.handle import Handle
 
 RECALL_ROWS = 32
 """Rows of each layer, evenly spread over the prompt, of which the kept mass is measured."""
@@ -112,8 +116,9 @@ def read_sample(
     if sample.placement == "spread":
         return [_read_spread(model, tokenizer, method, sample)]
     wanted = [index for index in range(len(sample.questions)) if index not in skip]
-    if isinstance(method, Dense) and len(wanted) > 1:
-        return [_read_end_once(model, tokenizer, method, sample, wanted)]
+    # what is behind a token does not change what dense attention makes of it
+    if sample.placement == "cached" or (isinstance(method, Dense) and len(wanted) > 1):
+        return [_read_cached(model, tokenizer, method, sample, wanted)]
     return [_read_end(model, tokenizer, method, sample, index) for index in wanted]
 
 
@@ -128,14 +133,7 @@ def encode(tokenizer: Any, text: str, *, start: bool = False) -> list[int]:  # n
 
 def prefill(model: Any, method: Method, tokens: Tensor, **options: Any) -> Prefill:  # noqa: ANN401
     """One forward over a whole prompt [L], attended to by the method alone."""
-    handle = minference.attach(
-        model,
-        method,
-        min_seq_len=method.min_seq_len or 0,
-        dense_from=SERVE_ALL,
-        recall_rows=RECALL_ROWS,
-    )
-    with handle:
+    with _attached(model, method, recall_rows=RECALL_ROWS) as handle:
         began = _now(model)
         out = model(tokens[None], **options)
         seconds = _now(model) - began
@@ -185,30 +183,38 @@ def _read_end(
 
 
 @torch.inference_mode()
-def _read_end_once(
+def _read_cached(
     model: Any,  # noqa: ANN401
     tokenizer: Any,  # noqa: ANN401
     method: Method,
     sample: Sample,
     wanted: list[int],
 ) -> Reading:
-    """Questions about a prompt that dense attention reads once: what is behind a token does not
-    change it, so that each question gives what it gives at the end of a prompt of its own."""
     ids = encode(tokenizer, sample.prompt, start=True)
     tokens = torch.tensor(ids, device=model.device)
     read = prefill(model, method, tokens, use_cache=True, logits_to_keep=1)
     outcomes = []
     for index in wanted:
         question = sample.questions[index]
-        asked = encode(tokenizer, question.prompt)
-        answer = torch.tensor(encode(tokenizer, f" {question.answer}\n"), device=model.device)
-        given = torch.cat([torch.tensor(asked, device=model.device), answer[:-1]])
-        out = model(
-            given[None], past_key_values=read.cache, use_cache=True, logits_to_keep=len(answer)
+        asked, answer = (
+            torch.tensor(encode(tokenizer, text), device=model.device)
+            for text in (question.prompt, f" {question.answer}\n")
         )
+        known = {"past_key_values": read.cache, "use_cache": True}
+        with _attached(model, method):
+            best = model(asked[None], **known, logits_to_keep=1).logits[0].argmax(-1)
+        if len(answer) > 1:
+            rest = model(answer[None, :-1], **known).logits[0].argmax(-1)
+            best = torch.cat([best, rest])
         read.cache.crop(len(ids))
-        outcomes.append(_outcome(index, tokenizer, out.logits[0].argmax(-1), answer))
+        outcomes.append(_outcome(index, tokenizer, best, answer))
     return Reading(tuple(outcomes), read.layers, read.seconds, len(ids))
+
+
+def _attached(model: Any, method: Method, **options: Any) -> Handle:  # noqa: ANN401
+    """The method at any length that it has no threshold of its own for, however dense it is."""
+    least = method.min_seq_len or 0
+    return minference.attach(model, method, min_seq_len=least, dense_from=SERVE_ALL, **options)
 
 
 def _outcome(index: int, tokenizer: Any, best: Tensor, answer: Tensor) -> Outcome:  # noqa: ANN401

@@ -79,8 +79,8 @@ def make_sample(
         seed: independent stream for each (split, task, length).
         split: "dev" to tune on, "heldout" to report, "train" for training alone.
         num_questions: questions about one context; one for the tasks in `ONE_QUESTION`.
-        placement: "end" asks each question on its own, "spread" spreads them over the last
-            thousand tokens (more if they need more).
+        placement: "end" asks each question on its own, "cached" too but reads the prompt once,
+            "spread" spreads them over the last thousand tokens (more if they need more).
         depth: where a fact of the first question lies, 0 to 1; drawn if None.
         measure: counts the tokens of a text; bytes of ASCII by default.
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Split = Literal["train", "dev", "heldout"]
-Placement = Literal["end", "spread"]
+Placement = Literal["end", "spread", "cached"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "heldout")
-PLACEMENTS: tuple[Placement, ...] = ("end", "spread")
+PLACEMENTS: tuple[Placement, ...] = ("end", "spread", "cached")
 STOP = "\n"
 
 
@@ -53,8 +53,9 @@ class Span:
 class Sample:
     """A prompt of known length with its questions.
 
-    With placement "end" each question continues `prompt` on its own; with "spread" the questions
-    follow one another, text between them, and a question sees the solved ones before it.
+    With placement "end" each question continues `prompt` on its own; "cached" is the same for a
+    prompt that is read once for all of them; with "spread" the questions follow one another, text
+    between them, and a question sees the solved ones before it.
     """
 
     task: str
