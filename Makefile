@@ -104,7 +104,7 @@ test-vllm-cuda: $(VLLM_CUDA)
 # calls that are wrong on purpose (test_bad_...) would meet the checker before our own errors, and
 # torch.compile cannot trace the checker (test_..._graph)
 shapes: $(READY)
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS) -k 'not bad and not graph' tests/ops tests/test_index.py \
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS) $(CASES) -k 'not bad and not graph' tests/ops tests/test_index.py \
 	  tests/test_functional.py --jaxtyping-packages=$(CHECKED),beartype.beartype
 
 lint: $(READY)
