@@ -45,6 +45,11 @@ METHODS = (
 quarter at 32K); static lines with the same two budgets."""
 PROMPTS = {"spread": 25, "end": 200, "cached": 84}
 QUESTIONS = {"spread": 12, "end": 1, "cached": 12}
+WHERE = {
+    "spread": "over the last thousand tokens",
+    "end": "at the end of the prompt",
+    "cached": "each behind the cached prompt",
+}
 MARK = "<!-- eval table -->"
 PACKED = "packed.jsonl"
 _DENSE = 0.995
@@ -205,7 +210,7 @@ def _table(lines: list[dict[str, Any]], length: int, placement: str, times: Time
     asked = [score for cell in found.values() for score in cell.values()]
     questions = sorted({score.total for score in asked})
     prompts = sorted({score.prompts for score in asked})
-    where = "at the end of the prompt" if placement == "end" else "over the last thousand tokens"
+    where = WHERE[placement]
     head = ["method", *(task.replace("_", " ") for task in tasks)]
     timed = any(score.seconds is not None for score in asked)
     head += ["all, to dense (95 %)", "density", "recall", *(["prefill"] if timed else [])]

@@ -11,6 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SIZES = [
+    "q_len", "kv_len", "n_keys", "n_means", "n_cells", "n_blocks", "blocks", "tiles", "groups",
+    "rated_groups", "programs", "bundles", "slots", "splits", "each", "stride", "first_tile",
+    "first_group", "most", "wider", "wider_base", "every_base",
+]  # fmt: skip
+"""Arguments for whose values no kernel of the grouped estimate is compiled anew: a prompt of
+another length would wait for it."""
+
 
 class AttentionLaunch(NamedTuple):
     """How the attention kernel cuts its work."""

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minference.index import BLOCK
-from minference.ops._triton import capability, padded_dim
+from minference.ops._triton import SIZES, capability, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import CELL
 
@@ -74,7 +74,7 @@ def _store(
         tl.store(to, cells.to(cells_ptr.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _copy_keys(
     k_ptr, keys_ptr, means_ptr, fine_ptr, unit_ptr, first_ptr, stop_ptr, k_steps, n_keys, n_means,
     HKV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, FP8: tl.constexpr,

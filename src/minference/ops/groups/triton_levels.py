@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import TILE, Ragged
+from minference.ops._triton import SIZES
 from minference.ops.build import Layout
 from minference.ops.groups.guard import DROPPED, Guarded, Kept, stride_of
 from minference.ops.groups.plan import GROUP_TILES, group_count, power_of_two
@@ -36,7 +37,7 @@ def _mark(flags, values_ptr, start_ptr, count_ptr, at, bit):
         tl.store(flags + block, old | bit, mask=place < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def mark_blocks(
     rows_ptr, flags_ptr, values_ptr, start_ptr, count_ptr, wider_ptr, wider_start_ptr,
     wider_count_ptr, first_ptr, stop_ptr, q_len, kv_len, slots, stride, blocks, tiles, groups,
@@ -76,7 +77,7 @@ def _kept(sums, real, dense, peak, which, SHARE: tl.constexpr):
     return tl.sum(kept / dense, 0) / SHARE, tl.max(most / dense, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def choose_lists(
     rows_ptr, sums_ptr, kept_ptr, level_ptr, start_ptr, count_ptr, wider_start_ptr,
     wider_count_ptr, start_to_ptr, count_to_ptr, first_ptr, q_len, kv_len, slots, stride, blocks,

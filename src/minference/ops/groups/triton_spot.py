@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minference.index import BLOCK, TILE
-from minference.ops._triton import log2_scaling, padded_dim
+from minference.ops._triton import SIZES, log2_scaling, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import EDGE, GROUP_TILES, Plan, power_of_two
 from minference.ops.groups.triton_cells import STEP, Cells, cell_slot
@@ -116,7 +116,7 @@ def _weights(scores, peak, seen):
     return tl.sum(tl.where(seen, tl.exp2(tl.minimum(scores - peak[:, None], _MOST)), 0.0), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def sum_rows(
     q_ptr, keys_ptr, means_ptr, unit_ptr, rows_ptr, sums_ptr, factors_ptr, first_ptr, stop_ptr,
     q_steps, q_len, kv_len, n_keys, n_means, first_tile, factor, ceiling, HKV: tl.constexpr,
@@ -206,7 +206,7 @@ def _add_far(scores, added, step, begin, start, TILES: tl.constexpr, LINES: tl.c
     tl.atomic_add(added, tl.sum(shares, 0), sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def rate_keys(
     rows_ptr, keys_ptr, sums_ptr, added_ptr, new_ptr, factors_ptr, ratings_ptr, first_ptr, stop_ptr,
     q_len, kv_len, n_keys, blocks, first_tile, ceiling, splits, each, HKV: tl.constexpr,
