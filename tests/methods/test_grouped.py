@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from minference.methods import grouped
 from minference.methods.grouped import Grouped
 from minference.ops.build import Layout
 from minference.ops.groups.plan import spread_rows
@@ -46,14 +47,13 @@ def test_chunk_keeps_the_same_blocks_in_whole_groups_as_the_full_prompt() -> Non
             assert torch.equal(part.blocks.row(0, head, tile), whole.blocks.row(0, head, 8 + tile))
 
 
-def test_a_long_call_looks_closer_at_its_last_groups() -> None:
+def test_a_long_call_looks_closer_at_its_last_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, _ = random_qkv(4, 2, 2300, batch=2)
     context = context_for(layout_of(q, k, left_padding=(0, 300)), 4)
-    few = {"rows": 16, "most": 2, "last": 0}
-    more = {"rows": 32, "most": 4, "last": 0}
-    far, close, both = (
-        Grouped(**options).build_index(q, k, context).blocks  # type: ignore[arg-type]
-        for options in (few, more, few | {"last": 64})
+    close = Grouped(rows=32, most=4, last=0).build_index(q, k, context).blocks
+    monkeypatch.setattr(grouped, "FULL_ROWS", 2200)
+    far, both = (
+        Grouped(rows=32, most=2, last=last).build_index(q, k, context).blocks for last in (0, 64)
     )
     assert close.count.sum() > far.count.sum()
     for b, tiles, last in ((0, 18, 16), (1, 16, 12)):
@@ -62,22 +62,20 @@ def test_a_long_call_looks_closer_at_its_last_groups() -> None:
             assert torch.equal(both.row(b, head, tile), wanted.row(b, head, tile))
 
 
-def test_a_short_call_after_a_long_context_is_looked_at_closer_as_a_whole() -> None:
+def test_a_short_call_after_a_long_context_is_looked_at_closer_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     q, k, _ = random_qkv(4, 2, 100, 3300)
     context = context_for(layout_of(q, k), 4)
-    few = {"rows": 16, "most": 2}
-    close, far, both, other = (
-        Grouped(**options).build_index(q, k, context).blocks  # type: ignore[arg-type]
-        for options in (
-            {"rows": 32, "most": 4, "last": 0},
-            few | {"last": 0},
-            few | {"last": 100},
-            few | {"last": 99},
-        )
+    close = Grouped(rows=32, most=4, last=0).build_index(q, k, context).blocks
+    monkeypatch.setattr(grouped, "FULL_ROWS", 3200)
+    far, shorter, both = (
+        Grouped(rows=32, most=2, last=last).build_index(q, k, context).blocks
+        for last in (0, 99, 100)
     )
     assert torch.equal(both.count, close.count)
     assert torch.equal(both.values, close.values)
-    assert torch.equal(other.count, far.count)
+    assert torch.equal(shorter.count, far.count)
     assert close.count.sum() > far.count.sum()
 
 

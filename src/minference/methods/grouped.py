@@ -10,14 +10,11 @@ from minference.methods.base import Context, Method
 from minference.ops.build import Layout, assemble
 from minference.ops.groups.api import grouped_blocks, guard_blocks
 from minference.ops.groups.guard import Guarded
-from minference.ops.groups.last import GROUP, last_layout, put_last
+from minference.ops.groups.last import last_layout, put_last
 from minference.ops.groups.plan import LEAST_ROWS, LEAST_WIDER, Plan, power_of_two
 
 FULL_ROWS = 3 << 15
-"""Longest context of which the rows asked for are scored: 96K keys."""
-
-LONG_CALL = 32
-"""Contexts, and longer calls, of so many times `last` rows have closer lists for these."""
+"""Longest context of which the rows asked for are scored everywhere: 96K keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +33,11 @@ class Grouped(Method):
             attention, or misses a block with much of it, get more blocks; 0 for no such guard.
         samples: about so many keys stand for those that a tile leaves out
             (`minference.index_samples`), up to twice as many beyond 64K keys; 0 for none.
-        last: rows at the end of a call, where a question most often is, that are looked at closer:
-            twice the rows are scored against twice the candidates, for lists of up to twice as
-            many blocks. Calls of at least 32 times as many rows, and those of no more rows after
-            32 times as many keys, so that chunks of a prefill do not all pay for it; not rows
-            padded on the right. 0 for none.
+        last: rows at the end of a call, where a question most often is, that are looked at closer
+            beyond 96K keys: all the rows asked for are scored against twice the candidates, for
+            lists of up to twice as many blocks. Of calls of more than 96K rows, and of whole calls
+            of no more rows than these, so that chunks of a prefill do not all pay for it; not of
+            rows padded on the right. 0 for none.
     """
 
     name: ClassVar[str] = "grouped"
@@ -93,13 +90,14 @@ class Grouped(Method):
     def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
         layout = context.layout
         plan, how = self.plan(layout), _how(context)
-        closer = 0 < self.last * LONG_CALL <= layout.kv_len
-        if closer and layout.q_len <= self.last:
-            plan = _closer(plan)
+        closer = replace(plan, rows=self.rows, candidates=2 * plan.candidates, most=2 * plan.most)
+        long = self.last > 0 and layout.kv_len > FULL_ROWS
+        if long and layout.q_len <= self.last:
+            plan = closer
         lists, wider = grouped_blocks(q, k, layout, plan, **how)
-        if closer and layout.q_len >= self.last * LONG_CALL:
+        if long and layout.q_len > FULL_ROWS:
             own = last_layout(layout, self.last)
-            last, _ = grouped_blocks(q[:, :, -own.q_len :], k, own, _closer(plan), **how)
+            last, _ = grouped_blocks(q[:, :, -own.q_len :], k, own, closer, **how)
             lists = put_last(lists, last, layout, own)
         if self.target:
             lists = self.guard(q, k, lists, wider, context).lists
@@ -111,12 +109,6 @@ class Grouped(Method):
         """What the guard makes of the lists, and what it saw."""
         layout = context.layout
         return guard_blocks(q, k, lists, wider, layout, target=self.target, **_how(context))
-
-
-def _closer(plan: Plan) -> Plan:
-    """Twice as much of everything."""
-    rows = min(GROUP, 2 * plan.rows)
-    return replace(plan, rows=rows, candidates=2 * plan.candidates, most=2 * plan.most)
 
 
 def _how(context: Context) -> dict[str, Any]:

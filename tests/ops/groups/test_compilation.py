@@ -18,11 +18,11 @@ def test_other_lengths_compile_nothing_new(
     hook = lambda **found: compiled.append(found["fn"].name)  # noqa: E731
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", hook)
     method = Grouped(candidates=candidates, last=0)
-    for length in (4500, 5001, 5008, 5120, 7936):
+    for length in (9000, 9001, 9008, 9216, 12000):
         new = len(compiled)
         q, k, _ = random_qkv(8, 2, length, dim=128, dtype=torch.bfloat16, device="cuda")
-        for chunk in (length, length - 4000, 400):
+        for chunk in (length, length - 8000, 400):
             part = q[:, :, -chunk:]
             method.build_index(part, k, context_for(layout_of(part, k), 8, dim=128))
-        assert length == 4500 or compiled[new:] == []
+        assert length == 9000 or compiled[new:] == []
     assert compiled
