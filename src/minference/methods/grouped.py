@@ -10,7 +10,6 @@ from minference.methods.base import Context, Method
 from minference.ops.build import Layout, assemble
 from minference.ops.groups.api import grouped_blocks, guard_blocks
 from minference.ops.groups.guard import Guarded
-from minference.ops.groups.last import last_layout, put_last
 from minference.ops.groups.plan import LEAST_ROWS, LEAST_WIDER, Plan, power_of_two
 
 FULL_ROWS = 3 << 15
@@ -91,14 +90,12 @@ class Grouped(Method):
         layout = context.layout
         plan, how = self.plan(layout), _how(context)
         closer = replace(plan, rows=self.rows, candidates=2 * plan.candidates, most=2 * plan.most)
-        long = self.last > 0 and layout.kv_len > FULL_ROWS
-        if long and layout.q_len <= self.last:
+        last = None
+        if self.last and layout.q_len > FULL_ROWS:
+            last = self.last, closer
+        elif layout.q_len <= self.last and layout.kv_len > FULL_ROWS:
             plan = closer
-        lists, wider = grouped_blocks(q, k, layout, plan, **how)
-        if long and layout.q_len > FULL_ROWS:
-            own = last_layout(layout, self.last)
-            last, _ = grouped_blocks(q[:, :, -own.q_len :], k, own, closer, **how)
-            lists = put_last(lists, last, layout, own)
+        lists, wider = grouped_blocks(q, k, layout, plan, last=last, **how)
         if self.target:
             lists = self.guard(q, k, lists, wider, context).lists
         return assemble(layout, k.shape[1], blocks=lists, group_tiles=1, samples=self.samples)

@@ -106,9 +106,10 @@ def test_triton_lists_are_the_same_a_group_at_a_time(
     q, k, _ = random_qkv(2, 1, 600, 1100, device=device)
     layout = layout_of(q, k, left_padding=(20,))
     plan = Plan(rows=16, mass=0.9, most=4, wider=16)
-    expected = triton.grouped_blocks(2 * q, k, layout, plan, scale=0.2)
+    keys = triton.read_keys(k, layout, plan, 0.0)
+    expected = triton.grouped_blocks(2 * q, keys, layout, plan, scale=0.2)
     monkeypatch.setattr(triton, "RATED_AT_ONCE", 1)
-    got = triton.grouped_blocks(2 * q, k, layout, plan, scale=0.2)
+    got = triton.grouped_blocks(2 * q, keys, layout, plan, scale=0.2)
     assert [_lists(x) for x in got] == [_lists(x) for x in expected]
 
 

@@ -11,14 +11,15 @@ OPS = torch.ops.minference
 CHECKS = ("test_schema", "test_faketensor")
 
 
+@pytest.mark.parametrize("last", [0, 20])
 @pytest.mark.parametrize("impl", ["reference", "torch"])
-def test_fake_versions_agree(impl: str) -> None:
+def test_fake_versions_agree(impl: str, last: int) -> None:
     q, k, _ = random_qkv(4, 2, 65, 700, batch=2)
     layout = layout_of(q, k)
     bounds = (layout.first, layout.stop)
-    sizes = [65, 700, 16, 5, 16, 0]
+    sizes = [65, 700, last, *(16, 5, 16, 0), *(32, 10, 16, 0)]
     torch.library.opcheck(
-        OPS.grouped_blocks, (q, k, *bounds, sizes, 0.9, 0.2, 0.0, impl), test_utils=CHECKS
+        OPS.grouped_blocks, (q, k, *bounds, sizes, [0.9, 0.9], 0.2, 0.0, impl), test_utils=CHECKS
     )
     plan = Plan(rows=16, mass=0.9, most=5, wider=16)
     lists, wider = grouped_blocks(q, k, layout, plan)

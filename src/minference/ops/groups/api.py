@@ -1,6 +1,8 @@
 """The grouped estimate: which key blocks each query tile needs, from rows spread over its group."""
 
 import math
+from collections.abc import Iterator
+from importlib import import_module
 
 import torch
 from jaxtyping import Float
@@ -12,7 +14,11 @@ from minference.ops._dispatch import resolve_impl
 from minference.ops.build import Layout
 from minference.ops.checks import check_qkv
 from minference.ops.groups.guard import Guarded, guard, kept_shares, stride_of
+from minference.ops.groups.last import last_layout, put_last
 from minference.ops.groups.plan import ALWAYS, GROUP_TILES, Plan, group_count, list_room
+
+MODULES = {"reference": "reference", "torch": "torch_cpu", "triton": "triton"}
+"""Where the implementations are; imported when they are called."""
 
 
 def grouped_blocks(
@@ -21,6 +27,7 @@ def grouped_blocks(
     layout: Layout,
     plan: Plan,
     *,
+    last: tuple[int, Plan] | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
     impl: str = "auto",
@@ -32,6 +39,7 @@ def grouped_blocks(
         k: keys.
         layout: which places hold real tokens.
         plan: how many rows, and what is kept.
+        last: rows at the chunk's end and what their groups' tiles are estimated with instead.
         scale: factor of the scores; D ** -0.5 unless given.
         softcap: as in `sparse_attention`.
         impl: as in `sparse_attention`; "hopper" means the Triton estimate.
@@ -42,13 +50,17 @@ def grouped_blocks(
     check_qkv(q, k)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     name = _name(impl, q)
-    if name == "triton" and plan.rows & (plan.rows - 1):
-        raise UnsupportedError(
-            f"the Triton estimate takes a power of two of rows, got {plan.rows}; use impl='torch'"
-        )
-    sizes = [layout.q_len, layout.kv_len, plan.rows, plan.most, plan.wider, plan.candidates]
+    rows, own = last or (0, plan)
+    for some in (plan, own):
+        if name == "triton" and some.rows & (some.rows - 1):
+            raise UnsupportedError(
+                f"the Triton estimate takes a power of two of rows, got {some.rows}; use "
+                "impl='torch'"
+            )
+    sizes = [layout.q_len, layout.kv_len, rows, *_sizes(plan), *_sizes(own)]
+    masses = [plan.mass, own.mass]
     bounds = (layout.first, layout.stop)
-    lists = _grouped_blocks(q, k, *bounds, sizes, plan.mass, scale, softcap, name)
+    lists = _grouped_blocks(q, k, *bounds, sizes, masses, scale, softcap, name)
     return Ragged(*lists[:3]), Ragged(*lists[3:])
 
 
@@ -75,6 +87,16 @@ def guard_blocks(
     name = _name(impl, q)
     *kept, recall, level = _guard_blocks(q, k, parts, *bounds, sizes, target, scale, softcap, name)
     return Guarded(Ragged(*kept), recall, level)
+
+
+def _sizes(plan: Plan) -> list[int]:
+    return [plan.rows, plan.most, plan.wider, plan.candidates]
+
+
+def _plans(sizes: list[int], masses: list[float]) -> Iterator[Plan]:
+    for at, mass in enumerate(masses):
+        rows, most, wider, candidates = sizes[3 + 4 * at : 7 + 4 * at]
+        yield Plan(rows, mass, most, wider, candidates)
 
 
 def _name(impl: str, q: Tensor) -> str:
@@ -133,36 +155,41 @@ def _grouped_blocks(
     first: Tensor,
     stop: Tensor,
     sizes: list[int],
-    mass: float,
+    masses: list[float],
     scale: float,
     softcap: float,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    q_len, kv_len, rows, most, wider, candidates = sizes
-    layout = Layout(first, stop, q_len, kv_len)
-    plan = Plan(rows, mass, most, wider, candidates)
-    match impl:
-        case "reference":
-            from minference.ops.groups import reference as module
-        case "torch":
-            from minference.ops.groups import torch_cpu as module
-        case _:
-            from minference.ops.groups import triton as module
-    made = module.grouped_blocks(q, k, layout, plan, scale=scale, softcap=softcap)
-    lists, wider = made
+    layout = Layout(first, stop, *sizes[:2])
+    plan, closer = _plans(sizes, masses)
+    module = import_module(f"minference.ops.groups.{MODULES[impl]}")
+    keys = module.read_keys(k, layout, plan, softcap)
+    how = {"scale": scale, "softcap": softcap}
+    lists, wider = module.grouped_blocks(q, keys, layout, plan, **how)
+    if rows := sizes[2]:
+        own = last_layout(layout, rows)
+        last, _ = module.grouped_blocks(q[:, :, -own.q_len :], keys, own, closer, **how)
+        lists = put_last(lists, last, layout, own)
     return (lists.values, lists.start, lists.count, wider.values, wider.start, wider.count)
 
 
 @_grouped_blocks.register_fake
-def _(q, k, first, stop, sizes, mass, scale, softcap, impl):  # noqa: ANN001, ANN202
-    layout = Layout(first, stop, sizes[0], sizes[1])
+def _(q, k, first, stop, sizes, masses, scale, softcap, impl):  # noqa: ANN001, ANN202
+    layout = Layout(first, stop, *sizes[:2])
+    plan, closer = _plans(sizes, masses)
+    kinds = [
+        (layout.chunk_tiles, list_room(layout, plan.most + ALWAYS)),
+        (group_count(layout), list_room(layout, plan.wider)),
+    ]
+    more = 0
+    if sizes[2]:
+        more = last_layout(layout, sizes[2]).chunk_tiles
+        more *= list_room(layout, closer.most + ALWAYS)
     fakes = []
-    kinds = ((layout.chunk_tiles, sizes[3] + ALWAYS), (group_count(layout), sizes[4]))
-    for lists, entries in kinds:
-        room = list_room(layout, entries)
+    for (lists, room), extra in zip(kinds, (more, 0), strict=True):
         shape = (len(first), k.shape[1], lists)
         fakes += [
-            q.new_empty(math.prod(shape) * room, dtype=torch.int32),
+            q.new_empty(math.prod(shape[:2]) * (lists * room + extra), dtype=torch.int32),
             q.new_empty(shape, dtype=torch.int64),
             q.new_empty(shape, dtype=torch.int32),
         ]

@@ -25,9 +25,16 @@ from minference.ops.groups.plan import (
 )
 
 
+def read_keys(
+    k: Float[Tensor, "B Hkv N D"], layout: Layout, plan: Plan, softcap: float
+) -> Float[Tensor, "B Hkv N D"]:
+    """The keys as the estimate takes them."""
+    return real_keys(k, layout)
+
+
 def grouped_blocks(
     q: Float[Tensor, "B H L D"],
-    k: Float[Tensor, "B Hkv N D"],
+    keys: Float[Tensor, "B Hkv N D"],
     layout: Layout,
     plan: Plan,
     *,
@@ -36,11 +43,10 @@ def grouped_blocks(
 ) -> tuple[Ragged, Ragged]:
     """Block lists of every query tile of the chunk, and wider ones of every group; one list for
     the query heads of a KV head."""
-    keys = real_keys(k, layout)
-    block = torch.arange(keys.shape[2] // BLOCK, device=k.device)
+    block = torch.arange(keys.shape[2] // BLOCK, device=q.device)
     flags, wider = [], []
     for group in range(group_count(layout)):
-        rows, positions = sampled_rows(q, k.shape[1], layout, group, plan.rows)
+        rows, positions = sampled_rows(q, keys.shape[1], layout, group, plan.rows)
         scores, cells, means = (
             row_scores(rows, mean_cells(keys, size), positions, size, scale, softcap)
             for size in (1, CELL, BLOCK)
@@ -54,7 +60,7 @@ def grouped_blocks(
             scores = scores.masked_fill(~own, -math.inf)
         ratings = rate_blocks(scores, row_sums(scores, means, near))
         own = 2 * (first_position(layout) // TILE // GROUP_TILES + group) * GROUP_TILES
-        own = own[:, None] + 2 * torch.arange(GROUP_TILES, device=k.device)
+        own = own[:, None] + 2 * torch.arange(GROUP_TILES, device=q.device)
         own, seen = own[:, None, :, None], block < stop
         always = (block == 0) | (block >= own - 1)
         least = math.log(1 - plan.mass) if plan.mass < 1 else -math.inf

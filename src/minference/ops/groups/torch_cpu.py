@@ -29,6 +29,13 @@ STEP = 128 * BLOCK
 """Keys that are scored at once."""
 
 
+def read_keys(
+    k: Float[Tensor, "B Hkv N D"], layout: Layout, plan: Plan, softcap: float
+) -> Float[Tensor, "B Hkv N D"]:
+    """The keys as the estimate takes them."""
+    return k
+
+
 def grouped_blocks(
     q: Float[Tensor, "B H L D"],
     k: Float[Tensor, "B Hkv N D"],

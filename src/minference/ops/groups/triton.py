@@ -26,7 +26,7 @@ from minference.ops.groups.plan import (
     power_of_two,
 )
 from minference.ops.groups.triton_candidates import listed_keys
-from minference.ops.groups.triton_cells import copy_keys
+from minference.ops.groups.triton_cells import Cells, copy_keys
 from minference.ops.groups.triton_keep import take_blocks, take_listed
 from minference.ops.groups.triton_spot import PLANES, sample_rows, score_keys
 
@@ -36,9 +36,15 @@ RATED_AT_ONCE = 1 << 28
 _GROUP = GROUP_TILES * TILE
 
 
+def read_keys(k: Float[Tensor, "B Hkv N D"], layout: Layout, plan: Plan, softcap: float) -> Cells:
+    """The keys as the estimate takes them."""
+    k = k if k.stride(-1) == 1 else k.contiguous()
+    return copy_keys(k, layout, shifted=not softcap, fine=few_rated(plan, layout))
+
+
 def grouped_blocks(
     q: Float[Tensor, "B H L D"],
-    k: Float[Tensor, "B Hkv N D"],
+    keys: Cells,
     layout: Layout,
     plan: Plan,
     *,
@@ -47,8 +53,8 @@ def grouped_blocks(
 ) -> tuple[Ragged, Ragged]:
     """Block lists of every query tile and wider ones of every group, as the reference defines
     them."""
-    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
-    batch, kv_heads, kv_len = k.shape[:3]
+    q = q if q.stride(-1) == 1 else q.contiguous()
+    (batch, kv_heads), kv_len = keys.unit.shape, layout.kv_len
     items, tiles, groups = batch * kv_heads, layout.chunk_tiles, group_count(layout)
     blocks = 2 * -(-kv_len // TILE)
     room, wider_room = (list_room(layout, n) for n in (plan.most + ALWAYS, plan.wider))
@@ -60,7 +66,6 @@ def grouped_blocks(
     count = torch.zeros((batch, kv_heads, tiles), dtype=torch.int32, device=q.device)
     number = torch.empty((batch, kv_heads, groups), dtype=torch.int32, device=q.device)
     listed = few_rated(plan, layout)
-    keys = copy_keys(k, layout, shifted=not softcap, fine=listed)
     least = math.log2(1 - plan.mass) if plan.mass < 1 else -math.inf
     rated = GROUP_TILES * PLANES * blocks
     if listed:
