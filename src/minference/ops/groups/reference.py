@@ -27,14 +27,14 @@ from minference.ops.groups.plan import (
 
 def read_keys(
     k: Float[Tensor, "B Hkv N D"], layout: Layout, plan: Plan, softcap: float
-) -> Float[Tensor, "B Hkv N D"]:
+) -> Float[Tensor, "B Hkv places D"]:
     """The keys as the estimate takes them."""
     return real_keys(k, layout)
 
 
 def grouped_blocks(
     q: Float[Tensor, "B H L D"],
-    keys: Float[Tensor, "B Hkv N D"],
+    keys: Float[Tensor, "B Hkv places D"],
     layout: Layout,
     plan: Plan,
     *,
