@@ -96,6 +96,29 @@ def test_triton_keeps_the_blocks_of_the_reference(
         assert sum(len(a ^ b) for a, b in pairs) <= edge
 
 
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+# the interpreter of Triton 3.6 turns arrays of one element into numbers
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+def test_last_rows_have_a_plan_of_their_own(
+    impl: str, device: torch.device, nan_poison: None
+) -> None:
+    q, k, _ = random_qkv(2, 1, 600, 1100, device=device)
+    layout = layout_of(q, k, left_padding=(20,))
+    plan, closer = (Plan(rows=r, mass=0.97, most=m, wider=16) for r, m in ((16, 3), (32, 6)))
+    (got, _), (far, _), (near, _) = (
+        grouped_blocks(2 * q, k, layout, some, last=last, scale=0.2, impl=name)
+        for some, last, name in (
+            (plan, (50, closer), impl),
+            (plan, None, "reference"),
+            (closer, None, "reference"),
+        )
+    )
+    # 1080 keys: the last whole group begins at 1024, the chunk at 480
+    lists, others, closest = (_lists(x) for x in (got, far, near))
+    assert lists[5:] == closest[5:] != others[5:]
+    assert lists[:5] == others[:5] != closest[:5]
+
+
 # the interpreter of Triton 3.6 turns arrays of one element into numbers
 @pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 def test_triton_lists_are_the_same_a_group_at_a_time(
