@@ -27,7 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips what this machine cannot run, and says why."""
+    """Keeps one case of each test where that is asked for; skips what this machine cannot run, and
+    says why."""
     if config.getoption("one_case"):
         first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
         config.hook.pytest_deselected(items=sorted(set(items) - set(first.values()), key=str))

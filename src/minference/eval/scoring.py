@@ -174,10 +174,7 @@ def _read_end(
     answer = torch.tensor(encode(tokenizer, f" {question.answer}\n"), device=model.device)
     tokens = torch.tensor(ids, device=model.device)
     read = prefill(model, method, tokens, use_cache=True, logits_to_keep=1)
-    best = read.logits.argmax(-1)
-    if len(answer) > 1:
-        rest = model(answer[None, :-1], past_key_values=read.cache, use_cache=True)
-        best = torch.cat([best, rest.logits[0].argmax(-1)])
+    best = _read_answer(model, read.logits, answer, read.cache)
     outcome = _outcome(index, tokenizer, best, answer)
     return Reading((outcome,), read.layers, read.seconds, len(ids))
 
@@ -200,15 +197,22 @@ def _read_cached(
             torch.tensor(encode(tokenizer, text), device=model.device)
             for text in (question.prompt, f" {question.answer}\n")
         )
-        known = {"past_key_values": read.cache, "use_cache": True}
         with _attached(model, method):
-            best = model(asked[None], **known, logits_to_keep=1).logits[0].argmax(-1)
-        if len(answer) > 1:
-            rest = model(answer[None, :-1], **known).logits[0].argmax(-1)
-            best = torch.cat([best, rest])
+            out = model(asked[None], past_key_values=read.cache, use_cache=True, logits_to_keep=1)
+        best = _read_answer(model, out.logits[0], answer, read.cache)
         read.cache.crop(len(ids))
         outcomes.append(_outcome(index, tokenizer, best, answer))
     return Reading(tuple(outcomes), read.layers, read.seconds, len(ids))
+
+
+def _read_answer(model: Any, logits: Tensor, answer: Tensor, cache: Any) -> Tensor:  # noqa: ANN401
+    """The most likely token at each place of an answer: the first from the logits of the token
+    before it, the others read densely behind the cache."""
+    best = logits.argmax(-1)
+    if len(answer) == 1:
+        return best
+    rest = model(answer[None, :-1], past_key_values=cache, use_cache=True)
+    return torch.cat([best, rest.logits[0].argmax(-1)])
 
 
 def _attached(model: Any, method: Method, **options: Any) -> Handle:  # noqa: ANN401

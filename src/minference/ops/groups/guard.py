@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minference.index import BLOCK, TILE, Ragged
 from minference.ops.build import Layout
-from minference.ops.groups.plan import GROUP_TILES, first_position, group_count
+from minference.ops.groups.plan import GROUP, GROUP_TILES, first_position, group_count
 
 GUARD_SLOTS = 256
 """Most guarded rows of a KV head and call, each for all its query heads; evenly spread groups."""
@@ -58,13 +58,12 @@ def stride_of(layout: Layout) -> int:
 def guard_rows(layout: Layout) -> Int[Tensor, "B slots"]:
     """Positions of the guarded rows, -1 for groups without real rows; scattered in their groups,
     so that no regular text lines up with them."""
-    size = GROUP_TILES * TILE
     stride = stride_of(layout)
     begin = first_position(layout)[:, None]
     slots = -(-group_count(layout) // stride)
-    group = begin // size + stride * torch.arange(slots, device=layout.device)
-    low = torch.maximum(group * size, begin)
-    stop = torch.minimum((group + 1) * size, (layout.stop - layout.first)[:, None])
+    group = begin // GROUP + stride * torch.arange(slots, device=layout.device)
+    low = torch.maximum(group * GROUP, begin)
+    stop = torch.minimum((group + 1) * GROUP, (layout.stop - layout.first)[:, None])
     row = low + (group * 167 + 61) % (stop - low).clamp(min=1)
     return torch.where(low < stop, row, -1)
 
@@ -129,7 +128,7 @@ def guard(
     tiles = layout.chunk_tiles
     begin = first_position(layout)[:, None]
     tile = begin // TILE + torch.arange(tiles, device=layout.device)
-    group = tile // GROUP_TILES - begin // (GROUP_TILES * TILE)
+    group = tile // GROUP_TILES - begin // GROUP
     shape = (-1, lists.count.shape[1], -1)
     slot = (group // stride_of(layout)).clamp(max=level.shape[2] - 1)[:, None].expand(shape)
     of = level.gather(2, slot)

@@ -12,6 +12,9 @@ from minference.ops.build import Layout
 GROUP_TILES = 4
 """Query tiles of a group; groups are anchored at position 0."""
 
+GROUP = GROUP_TILES * TILE
+"""Query rows of a group."""
+
 CELL = 4
 """Keys whose mean speaks for them where a group's candidates are chosen."""
 
@@ -59,8 +62,7 @@ def few_rated(plan: Plan, layout: Layout) -> bool:
 
 def group_count(layout: Layout) -> int:
     """Most groups that the chunk can touch."""
-    rows = GROUP_TILES * TILE
-    return min(layout.q_len // rows + 2, -(-layout.kv_len // rows))
+    return min(layout.q_len // GROUP + 2, -(-layout.kv_len // GROUP))
 
 
 def first_position(layout: Layout) -> Int[Tensor, " B"]:
@@ -86,7 +88,7 @@ def spread_rows(
     """Positions of the rows that are sampled of a group's tiles for each of a KV head's query
     heads; -1 in tiles without real rows."""
     begin = first_position(layout)[:, None]
-    tile = begin // (GROUP_TILES * TILE) * GROUP_TILES + group * GROUP_TILES
+    tile = begin // GROUP * GROUP_TILES + group * GROUP_TILES
     tile = tile + torch.arange(GROUP_TILES, device=layout.device)
     low = torch.maximum(tile * TILE, begin)
     stop = torch.minimum((tile + 1) * TILE, (layout.stop - layout.first)[:, None])
@@ -110,10 +112,9 @@ def near_blocks(layout: Layout, group: int) -> tuple[Tensor, Tensor]:
     """First of the blocks that every tile of a group may keep anyway, and past the last one that
     it sees; 0 and 0 where it has no real rows. Block 0 is near too."""
     begin = first_position(layout)
-    size = GROUP_TILES * TILE
-    start = (begin // size + group) * size
+    start = (begin // GROUP + group) * GROUP
     low = torch.maximum(start, begin)
-    stop = torch.minimum(start + size, layout.stop - layout.first)
+    stop = torch.minimum(start + GROUP, layout.stop - layout.first)
     there = low < stop
     first = (2 * (low // TILE) - 1).clamp(min=0)
     return torch.where(there, first, 0), torch.where(there, -(-stop // BLOCK), 0)

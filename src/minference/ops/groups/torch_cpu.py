@@ -13,6 +13,7 @@ from minference.ops.groups.plan import (
     ALWAYS,
     CELL,
     EDGE,
+    GROUP,
     GROUP_TILES,
     LEAST_WIDER,
     WIDER,
@@ -22,8 +23,6 @@ from minference.ops.groups.plan import (
     list_room,
     row_places,
 )
-
-_SIZE = GROUP_TILES * TILE
 
 STEP = 128 * BLOCK
 """Keys that are scored at once."""
@@ -65,8 +64,8 @@ def grouped_blocks(
             keys[:, : real // size * size].unflatten(1, (-1, size)).mean(dim=2)
             for size in (BLOCK, CELL)
         )
-        for start in range(low // _SIZE * _SIZE, real, _SIZE):
-            span = range(max(start, low), min(start + _SIZE, real))
+        for start in range(low // GROUP * GROUP, real, GROUP):
+            span = range(max(start, low), min(start + GROUP, real))
             at = _positions(span, places)
             place = (at - begin).clamp(min=0).repeat(k.shape[1], 1)[..., None]
             rows = q[b].gather(1, place.expand(-1, -1, q.shape[3])).float()
@@ -85,7 +84,7 @@ def grouped_blocks(
                 least + math.log(WIDER),
                 plan.wider - LEAST_WIDER,
             )
-            group = start // _SIZE - low // _SIZE
+            group = start // GROUP - low // GROUP
             _write(found[b, :, group], number[b, :, group], wider[:, 0])
             for part in range(GROUP_TILES):
                 slot, own = tile + part - low // TILE, 2 * (tile + part)
@@ -100,9 +99,9 @@ def grouped_blocks(
 
 def _positions(span: range, places: Int[Tensor, "S rows"]) -> Int[Tensor, "S R"]:
     """The sampled rows of each query head of a KV head, tile by tile; -1 in tiles without any."""
-    start = span.start // _SIZE * _SIZE
+    start = span.start // GROUP * GROUP
     parts = []
-    for tile in range(start, start + _SIZE, TILE):
+    for tile in range(start, start + GROUP, TILE):
         low, stop = max(tile, span.start), min(tile + TILE, span.stop)
         own = low + places * (stop - low - 1) // (TILE - 1)
         parts.append(own if low < stop else torch.full_like(places, -1))

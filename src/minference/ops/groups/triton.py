@@ -16,6 +16,7 @@ from minference.index import BLOCK, TILE, Ragged
 from minference.ops.build import Layout
 from minference.ops.groups.plan import (
     ALWAYS,
+    GROUP,
     GROUP_TILES,
     LEAST_WIDER,
     WIDER,
@@ -32,8 +33,6 @@ from minference.ops.groups.triton_spot import PLANES, sample_rows, score_keys
 
 RATED_AT_ONCE = 1 << 28
 """Ratings of blocks, or scores of candidates, that exist at one time."""
-
-_GROUP = GROUP_TILES * TILE
 
 
 def read_keys(k: Float[Tensor, "B Hkv N D"], layout: Layout, plan: Plan, softcap: float) -> Cells:
@@ -87,7 +86,7 @@ def grouped_blocks(
             continue
         ratings = score_keys(rows, keys, layout, group)
         # the blocks that the last of these groups sees
-        seen = ((kv_len - layout.q_len) // _GROUP + group + n) * (_GROUP // BLOCK)
+        seen = ((kv_len - layout.q_len) // GROUP + group + n) * (GROUP // BLOCK)
         width = power_of_two(min(blocks, seen))
         take_blocks[(n, items, GROUP_TILES + 1)](
             ratings, values, count, wider, number, *bounds, blocks, ratings.shape[1], group,

@@ -18,7 +18,7 @@ from minference.ops.build import Layout
 from minference.ops.groups.plan import CELL, EDGE, GROUP_TILES, LEAST_WIDER, Plan, power_of_two
 from minference.ops.groups.triton_cells import STEP, Cells
 from minference.ops.groups.triton_keep import first_of
-from minference.ops.groups.triton_rows import group_span, log2_scores
+from minference.ops.groups.triton_rows import MOST, group_span, log2_scores
 from minference.ops.groups.triton_spot import PLANES, Rows, program_span
 
 _BLOCK = tl.constexpr(BLOCK)
@@ -151,7 +151,7 @@ def score_candidates(
                 tl.store(to + (plane * ROOM + step * _STEP) * OWN, highest)
                 shares = log2_scores(highest.to(tl.float32), factor, ceiling, SOFTCAP)
                 shares -= tl.load(sums_ptr + row)[None, :]
-                total += tl.sum(tl.where(far, tl.exp2(tl.minimum(shares, 100.0)), 0.0), 0)
+                total += tl.sum(tl.where(far, tl.exp2(tl.minimum(shares, MOST)), 0.0), 0)
                 highest = tl.full([_STEP, OWN], float("-inf"), HALF)
     sums = tl.load(sums_ptr + row)
     tl.store(sums_ptr + row, tl.where(total > 1, sums + tl.log2(1 + total), sums))

@@ -10,7 +10,7 @@ from minference.index import BLOCK
 from minference.ops._triton import SIZES, log2_scaling, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import power_of_two
-from minference.ops.groups.triton_rows import log2_scores
+from minference.ops.groups.triton_rows import MOST, log2_scores
 
 SPLITS = 16
 
@@ -97,7 +97,7 @@ def _row_sums(
         )
         scores = tl.dot(k, q.T, input_precision=PRECISION)
         scores = log2_scores(scores, factor, ceiling, SOFTCAP) - peak[None, :]
-        weights = tl.exp2(tl.minimum(scores, 100.0))
+        weights = tl.exp2(tl.minimum(scores, MOST))
         held += tl.where(key[:, None] <= pos[None, :], weights, 0.0)
         if (at + 1) // _BLOCK * _BLOCK == at + 1:
             known = (own < slots)[None, :] & (block < blocks)[:, None]

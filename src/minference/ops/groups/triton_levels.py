@@ -13,12 +13,12 @@ from minference.index import TILE, Ragged
 from minference.ops._triton import SIZES
 from minference.ops.build import Layout
 from minference.ops.groups.guard import DROPPED, Guarded, Kept, stride_of
-from minference.ops.groups.plan import GROUP_TILES, group_count, power_of_two
+from minference.ops.groups.plan import GROUP, GROUP_TILES, group_count, power_of_two
 from minference.ops.groups.triton_guard import SPLITS, SUMS, row_sums
 
 _TILE = tl.constexpr(TILE)
 _TILES = tl.constexpr(GROUP_TILES)
-_GROUP = tl.constexpr(GROUP_TILES * TILE)
+_GROUP = tl.constexpr(GROUP)
 _SPLITS = tl.constexpr(SPLITS)
 _SUMS = tl.constexpr(SUMS)
 _DROPPED = tl.constexpr(DROPPED)

@@ -8,6 +8,8 @@ from minference.ops.groups.plan import GROUP_TILES
 
 _TILE = tl.constexpr(TILE)
 _TILES = tl.constexpr(GROUP_TILES)
+MOST = tl.constexpr(100.0)
+"""Log2 of the most that a key weighs, in units of what a row's sum is relative to."""
 
 
 @triton.jit

@@ -19,9 +19,9 @@ from torch import Tensor
 from minference.index import BLOCK, TILE
 from minference.ops._triton import SIZES, log2_scaling, padded_dim
 from minference.ops.build import Layout
-from minference.ops.groups.plan import EDGE, GROUP_TILES, Plan, power_of_two
+from minference.ops.groups.plan import EDGE, GROUP, GROUP_TILES, Plan, power_of_two
 from minference.ops.groups.triton_cells import STEP, Cells, cell_slot
-from minference.ops.groups.triton_rows import log2_scores
+from minference.ops.groups.triton_rows import MOST, log2_scores
 
 SCORED_AT_ONCE = 4
 """Most query heads of a program."""
@@ -38,12 +38,11 @@ PLANES = 3
 _BLOCK = tl.constexpr(BLOCK)
 _TILE = tl.constexpr(TILE)
 _GROUP_TILES = tl.constexpr(GROUP_TILES)
-_GROUP = tl.constexpr(GROUP_TILES * TILE)
+_GROUP = tl.constexpr(GROUP)
 _STEP = tl.constexpr(STEP)
 _EDGE = tl.constexpr(EDGE)
 _PLANES = tl.constexpr(PLANES)
 _LOG_BLOCK = tl.constexpr(BLOCK.bit_length() - 1)
-_MOST = tl.constexpr(100.0)
 
 
 @triton.jit
@@ -113,7 +112,7 @@ def _sampled_queries(
 @triton.jit
 def _weights(scores, peak, seen):
     """Sum of what each row sees, relative to 2 ** peak."""
-    return tl.sum(tl.where(seen, tl.exp2(tl.minimum(scores - peak[:, None], _MOST)), 0.0), 1)
+    return tl.sum(tl.where(seen, tl.exp2(tl.minimum(scores - peak[:, None], MOST)), 0.0), 1)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -200,7 +199,7 @@ def _add_far(scores, added, step, begin, start, TILES: tl.constexpr, LINES: tl.c
     near = tl.maximum(tl.maximum(low, begin) // _TILE * 2 - 1, 1)
     block = step * _STEP + tl.arange(0, _STEP)
     far = (block > 0)[:, None] & (block[:, None] < near[None, :])
-    shares = tl.where(far, tl.exp2(tl.minimum(scores, _MOST)), 0.0)
+    shares = tl.where(far, tl.exp2(tl.minimum(scores, MOST)), 0.0)
     # no other program adds to these; a load and a store would need a barrier, which ends the
     # pipeline
     tl.atomic_add(added, tl.sum(shares, 0), sem="relaxed")
