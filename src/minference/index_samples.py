@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minference.index import TILE
 
-LEAST_STRIDE = 16
+LEAST_STRIDE = 32
 """Shortest run."""
 
 LONG = 1 << 16

@@ -47,6 +47,21 @@ def test_chunk_keeps_the_same_blocks_in_whole_groups_as_the_full_prompt() -> Non
             assert torch.equal(part.blocks.row(0, head, tile), whole.blocks.row(0, head, 8 + tile))
 
 
+def test_the_first_layer_has_more_samples() -> None:
+    q, k, _ = random_qkv(4, 2, 700)
+    layout = layout_of(q, k)
+    for first_layer in (1, 4):
+        method = Grouped(samples=8, first_layer=first_layer)
+        first, second = (
+            method.build_index(q, k, context_for(layout, 4, layer=layer)) for layer in (0, 1)
+        )
+        assert second.samples == 8
+        assert first.samples == 8 * first_layer
+        assert torch.equal(first.blocks.values, second.blocks.values)
+    off = Grouped(samples=0).build_index(q, k, context_for(layout, 4))
+    assert off.samples == 0
+
+
 def test_a_long_call_looks_closer_at_its_last_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, _ = random_qkv(4, 2, 2300, batch=2)
     context = context_for(layout_of(q, k, left_padding=(0, 300)), 4)

@@ -32,6 +32,8 @@ class Grouped(Method):
             attention, or misses a block with much of it, get more blocks; 0 for no such guard.
         samples: about so many keys stand for those that a tile leaves out
             (`minference.index_samples`), up to twice as many beyond 64K keys; 0 for none.
+        first_layer: times as many samples in layer 0, where rows spread their attention over every
+            key of a token like theirs.
         last: rows at the end of a call, where a question most often is, that are looked at closer
             beyond 96K keys: all the rows asked for are scored against twice the candidates, for
             lists of up to twice as many blocks. Of calls of more than 96K rows, and of whole calls
@@ -49,6 +51,7 @@ class Grouped(Method):
     wider: int = 128
     target: float = 0.05
     samples: int = 512
+    first_layer: int = 4
     last: int = 2048
 
     def __post_init__(self) -> None:
@@ -67,6 +70,8 @@ class Grouped(Method):
             raise ValueError(f"wider must be at least {LEAST_WIDER} blocks, got {self.wider}")
         if self.samples < 0:
             raise ValueError(f"samples must be at least 0 keys, got {self.samples}")
+        if self.first_layer < 1:
+            raise ValueError(f"first_layer must be at least 1, got {self.first_layer}")
         if self.last < 0:
             raise ValueError(f"last must be at least 0 rows, got {self.last}")
 
@@ -98,7 +103,8 @@ class Grouped(Method):
         lists, wider = grouped_blocks(q, k, layout, plan, last=last, **how)
         if self.target:
             lists = self.guard(q, k, lists, wider, context).lists
-        return assemble(layout, k.shape[1], blocks=lists, group_tiles=1, samples=self.samples)
+        samples = self.samples * (1 if context.layer else self.first_layer)
+        return assemble(layout, k.shape[1], blocks=lists, group_tiles=1, samples=samples)
 
     def guard(
         self, q: Tensor, k: Tensor, lists: Ragged, wider: Ragged, context: Context
