@@ -5,9 +5,10 @@ python benchmarks/peer_times.py --length 32k 128k --out benchmarks/results/peer_
 python benchmarks/peer_times.py --table benchmarks/results/peer_times_h200.jsonl
 
 The heads of the first layers that together make 32 query heads are put side by side, so that one
-call has the shape of a layer of an 8B model with the content of a model that retrieves. All methods
-of the accuracy table are timed unless some are named; one that fails says why and costs the others
-nothing.
+call has the shape of a layer of an 8B model with the content of a model that retrieves. Methods
+that treat layers differently take it for layer 1; with --layer 0 it is a first layer, in records of
+their own ("first_layer" instead of "peer"). All methods of the accuracy table are timed unless some
+are named; one that fails says why and costs the others nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from minference.testing import context_for, layout_of
 Qkv = tuple[Tensor, Tensor, Tensor]
 MODEL = Path(__file__).parents[1] / "models" / "needle"
 TASK = "multikey"
+OPS = ("first_layer", "peer")
+"""What records are called, by layer."""
 _ROOM = 4096
 """Shortest prompt that twelve questions fit in."""
 
@@ -69,18 +72,19 @@ def widened(length: int, heads: int) -> Qkv:
 
 def method_of(label: str, heads: int) -> Method:
     """The method as an evaluation of the shipped model has it: budgets that no search found."""
-    text = SimpleNamespace(num_hidden_layers=1, num_attention_heads=heads, model_type="needle")
+    text = SimpleNamespace(num_hidden_layers=2, num_attention_heads=heads, model_type="needle")
     config = SimpleNamespace(get_text_config=lambda decoder: text)
     return build_method(parse_methods(label)[0], config)
 
 
 def timed(
-    label: str, qkv: Qkv, shape: Shape, impl: str, *, calls: int, trace: bool
+    label: str, qkv: Qkv, shape: Shape, impl: str, *, layer: int, calls: int, trace: bool
 ) -> dict[str, object]:
     """One method: its gate, then index, kernel and both."""
     q, k, v = qkv
     method = method_of(label, q.shape[1])
-    context = context_for(layout_of(q[:, :1], k[:, :1]), q.shape[1], dim=q.shape[3])
+    layout = layout_of(q[:, :1], k[:, :1])
+    context = context_for(layout, q.shape[1], layer=layer, dim=q.shape[3])
 
     def build() -> SparseIndex:
         index = method.build_index(q, k, context)
@@ -89,7 +93,7 @@ def timed(
 
     index = build()
     served = resolve_impl(impl, q.device, q.dtype, q.shape[3])
-    record: dict[str, object] = {"op": "peer", "method": label, "options": options_of(method)}
+    record: dict[str, object] = {"op": OPS[layer], "method": label, "options": options_of(method)}
     record |= {"impl": served, "task": TASK, **shape.to_dict()}
     error = gate_error(q, k, v, sparse_attention(q, k, v, index, impl=impl), index)
     record |= {"gate_error": error, "gate": error <= GATE[q.dtype], "density": index.density()}
@@ -155,6 +159,7 @@ def main() -> int:
     made.add_argument("--heads", type=int, default=32)
     made.add_argument("--methods", nargs="+", default=None, help="all of the accuracy table's")
     made.add_argument("--impl", default="auto")
+    made.add_argument("--layer", type=int, choices=[0, 1], default=1, help="which one it is")
     made.add_argument("--calls", type=int, default=7, help="timed calls of each part")
     made.add_argument("--seconds", type=float, default=1e9, help="start nothing after that long")
     made.add_argument("--trace", action="store_true", help="print the longest parts of each index")
@@ -188,11 +193,13 @@ def main() -> int:
                 sys.stdout.write(f"out of time: {label} at {length} and what follows\n")
                 return int(red)
             try:
-                record = timed(label, qkv, shape, given.impl, calls=given.calls, trace=given.trace)
+                how = {"layer": given.layer, "calls": given.calls, "trace": given.trace}
+                record = timed(label, qkv, shape, given.impl, **how)
                 record = with_speedup(record, dense)
             except Exception as error:
                 text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                record = {"op": "peer", "method": label, **shape.to_dict(), "refused": text}
+                record = {"op": OPS[given.layer], "method": label, "refused": text}
+                record |= shape.to_dict()
             write(record)
             red |= record.get("gate") is not True
     return int(red)
