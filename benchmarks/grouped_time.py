@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -137,11 +137,13 @@ def profiled(call: Callable[[], Any], device: torch.device) -> dict[str, object]
     }
 
 
-def stages(method: Grouped, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], Any]]:
+def stages(
+    method: Grouped, q: Tensor, k: Tensor, v: Tensor, layer: int
+) -> dict[str, Callable[[], Any]]:
     """What a layer does, each stage on the last one's results, and all of it."""
     layout = layout_of(q[:1, :1], k[:1, :1])
     scale = q.shape[3] ** -0.5
-    context = Context(layout, 0, tuple(range(q.shape[1])), scale)
+    context = Context(layout, layer, tuple(range(q.shape[1])), scale)
     found = grouped_blocks(q, k, layout, method.plan(layout), scale=scale)
     index = method.build_index(q, k, context)
     return {
@@ -156,11 +158,11 @@ def stages(method: Grouped, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callab
     }
 
 
-def facts(method: Grouped, q: Tensor, k: Tensor) -> dict[str, object]:
+def facts(method: Grouped, q: Tensor, k: Tensor, layer: int) -> dict[str, object]:
     """Density of the index, and what the guard saw before and did."""
     layout = layout_of(q[:1, :1], k[:1, :1])
     scale = q.shape[3] ** -0.5
-    context = Context(layout, 0, tuple(range(q.shape[1])), scale)
+    context = Context(layout, layer, tuple(range(q.shape[1])), scale)
     index = method.build_index(q, k, context)
     pairs = int(index.blocks.count.sum()) * 128 * 64 / k.shape[1]
     lists, wider = grouped_blocks(q, k, layout, method.plan(layout), scale=scale)
@@ -209,8 +211,11 @@ def main() -> None:
             base |= {"task": options.task}
             inputs = layer_inputs(options.model, options.task, own, device)
         base |= {"dtype": str(inputs[0][0].dtype).removeprefix("torch.")}
-        layers = options.layers or range(len(inputs))
-        for layer in layers if options.data == "model" else [0]:
+        layers: Sequence[int] = options.layers or range(len(inputs))
+        if options.data == "normal":
+            # they stand for a layer behind the first
+            layers, inputs = [1], [inputs[0]] * 2
+        for layer in layers:
             q, k, v = inputs[layer]
             if options.data == "model":
                 q, k, v = widened(inputs[layer], options.widen, length // own)
@@ -224,8 +229,12 @@ def main() -> None:
                     options_of = {x.name: getattr(method, x.name) for x in fields if x.init}
                     method = Listed(**options_of | {"candidates": candidates})
                 plan = method.plan(layout_of(q[:1, :1], k[:1, :1]))
-                known = {"rows": plan.rows, "candidates": plan.candidates, **facts(method, q, k)}
-                for stage, call in stages(method, q, k, v).items():
+                known = {
+                    "rows": plan.rows,
+                    "candidates": plan.candidates,
+                    **facts(method, q, k, layer),
+                }
+                for stage, call in stages(method, q, k, v, layer).items():
                     times = measure(call, device, calls=options.calls).to_dict()
                     if stage == "index":
                         times |= profiled(call, device)
