@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from grouped_time import layer_inputs
+from captured import captured
 from torch import Tensor
 
 from minference.bench.records import Recorder
@@ -125,7 +125,7 @@ def main() -> None:
     wanted: dict[float, int] = defaultdict(int)
     found: dict[tuple[str, float, int], int] = defaultdict(int)
     for task in options.tasks:
-        for q, k, _ in layer_inputs(options.model, task, options.length, device):
+        for q, k, _ in captured(options.length, task=task, model=options.model):
             kv_heads, share = k.shape[1], q.shape[1] // k.shape[1]
             places = torch.cat([row_places(16, share) + 128 * t for t in range(4)], dim=1)
             last = k.shape[2] // GROUP

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from captured import TASK, Qkv, captured
 from torch import Tensor
 
 from minference.bench.baselines import dense_kernels
 from minference.bench.records import Recorder
 from minference.bench.timing import measure
-from minference.eval.plan import draw
 from minference.lengths import parse_length
 from minference.methods import Grouped
 from minference.methods.base import Context
@@ -42,50 +42,6 @@ class Listed(Grouped):
     def plan(self, layout: Layout) -> Plan:
         given = {"rows": self.rows, "candidates": self.candidates}
         return dataclasses.replace(super().plan(layout), **given)
-
-
-Qkv = tuple[Tensor, Tensor, Tensor]
-_NAME = "grouped_time"
-
-
-def layer_inputs(folder: str, task: str, length: int, device: torch.device) -> list[Qkv]:
-    """Every layer's q, k and v on a prompt of the development split."""
-    from transformers import (
-        AttentionInterface,
-        AttentionMaskInterface,
-        AutoModelForCausalLM,
-        AutoTokenizer,
-    )
-
-    found: list[Qkv] = []
-
-    def keep(
-        _: torch.nn.Module,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: None,
-        scaling: float | None = None,
-        **options: Any,  # noqa: ANN401
-    ) -> tuple[Tensor, None]:
-        found.append((q, k, v))
-        out = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, enable_gqa=True
-        )
-        return out.transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register(_NAME, keep)
-    AttentionMaskInterface.register(_NAME, lambda *_, **__: None)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=_NAME)
-    model = torch.nn.Module.to(loaded, device)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    questions = 12 if length >= 1 << 14 else 1
-    text, _ = draw((task, length - 16, 0, "dev", questions, "spread", None)).solved()
-    ids = torch.tensor(tokenizer(text).input_ids[:length])[None].to(device)
-    with torch.inference_mode():
-        model(ids, use_cache=False, logits_to_keep=1)
-    return found
 
 
 def widened(inputs: Qkv, factor: int, times: int) -> Qkv:
@@ -183,7 +139,7 @@ def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--data", choices=["model", "normal"], default="model")
     given.add_argument("--model", default="models/needle")
-    given.add_argument("--task", default="multikey")
+    given.add_argument("--task", default=TASK)
     given.add_argument("--method", default="grouped")
     given.add_argument("--rows", type=int, nargs="+", default=None, help="instead of the method's")
     given.add_argument(
@@ -209,7 +165,7 @@ def main() -> None:
             inputs = [normal_inputs(length, *options.heads, device)]
         else:
             base |= {"task": options.task}
-            inputs = layer_inputs(options.model, options.task, own, device)
+            inputs = captured(own, task=options.task, model=options.model)
         base |= {"dtype": str(inputs[0][0].dtype).removeprefix("torch.")}
         layers: Sequence[int] = options.layers or range(len(inputs))
         if options.data == "normal":

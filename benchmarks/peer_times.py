@@ -22,51 +22,29 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from captured import TASK, Qkv, captured
+from eval_table import METHODS
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.eval_table import METHODS
 from minference.bench.attention import GATE, Shape, dense_records, gate_error, with_speedup
 from minference.bench.records import Recorder
 from minference.bench.timing import measure, peak_extra_bytes
-from minference.eval.plan import SPREAD_QUESTIONS, draw
 from minference.index import SparseIndex
-from minference.integrations.transformers import attach
-from minference.integrations.transformers.load import load
 from minference.lengths import parse_length
-from minference.methods import Dense, Method
+from minference.methods import Method
 from minference.methods.spec import build_method, parse_methods
 from minference.ops._dispatch import resolve_impl
 from minference.ops.attention.api import sparse_attention
 from minference.testing import context_for, layout_of
 
-Qkv = tuple[Tensor, Tensor, Tensor]
-MODEL = Path(__file__).parents[1] / "models" / "needle"
-TASK = "multikey"
 OPS = ("first_layer", "peer")
 """What records are called, by layer."""
-_ROOM = 4096
-"""Shortest prompt that twelve questions fit in."""
 
 
 def widened(length: int, heads: int) -> Qkv:
-    """q [1, heads, length, D], k and v of the model on a development prompt with many needles and
-    questions over its end, the first layers side by side."""
-    model, tokenizer = load(str(MODEL))
-    questions = SPREAD_QUESTIONS if length >= _ROOM else 1
-    text, _ = draw((TASK, length, 0, "dev", questions, "spread", None)).solved()
-    ids = torch.tensor([tokenizer(text).input_ids])
-    # what a generator leaves open comes in front: the questions are the last tokens
-    ids = torch.cat([ids, ids], dim=1)[:, -length:].to(model.device)
-    seen: list[Qkv] = []
-
-    def observe(context: object, q: Tensor, k: Tensor, v: Tensor) -> None:
-        if len(seen) * q.shape[1] < heads:
-            seen.append((q.clone(), k.clone(), v.clone()))
-
-    with attach(model, Dense(), min_seq_len=0, observe=observe), torch.inference_mode():
-        model(ids, use_cache=False, logits_to_keep=1)
-    q, k, v = (torch.cat(x, dim=1) for x in zip(*seen, strict=True))
+    """q [1, heads, length, D], k and v: the model's first layers side by side."""
+    found = captured(length, heads=heads)
+    q, k, v = (torch.cat(x, dim=1) for x in zip(*found, strict=True))
     return q, k, v
 
 

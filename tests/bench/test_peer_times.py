@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from minference.methods.spec import parse_methods
 from minference.patterns import VerticalSlash
 
 NEEDLE = Path(__file__).parents[2] / "models" / "needle"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "peer_times.py"
 RUN = ["--length", "1k", "--heads", "8", "--calls", "1"]
 needs_model = pytest.mark.skipif(
     not list(NEEDLE.glob("*.safetensors")), reason="models/needle holds no weights here"
@@ -29,7 +32,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 @needs_model
 def test_a_method_that_fails_costs_the_others_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     out = tmp_path / "times.jsonl"
     methods = ["dense", "grouped:rows=8", "a_shape:sink=64,local=64"]
@@ -43,12 +46,27 @@ def test_a_method_that_fails_costs_the_others_nothing(
     assert 0 < sparse["density"] < 0.6
     assert sparse["speedup"] == pytest.approx(dense["ms_p50"] / sparse["together_ms"], abs=1e-3)
     assert list(read_times([out])) == [(1024, methods[2])]
-    capsys.readouterr()
-    assert call(monkeypatch, "--table", str(out)) == 0
-    rows = capsys.readouterr().out.splitlines()
+    printed = subprocess.run(
+        [sys.executable, SCRIPT, "--table", out], check=True, capture_output=True, text=True
+    )
+    rows = printed.stdout.splitlines()
     assert len(rows) == 5
     assert all(row.count("|") == 9 for row in rows)
     assert "rows must be" in rows[3]
+
+
+@needs_model
+def test_first_layers_have_records_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "times.jsonl"
+    run = [*RUN, "--methods", "grouped:samples=8,most=1,target=0", "--out", str(out)]
+    for layer in ("0", "1"):
+        assert call(monkeypatch, *run, "--layer", layer) == 0
+    _, first, _, other = map(json.loads, out.read_text().splitlines())
+    assert (first["op"], other["op"]) == ("first_layer", "peer")
+    assert first["density"] > other["density"]
+    assert [time.density for time in read_times([out]).values()] == [other["density"]]
 
 
 @needs_model
@@ -75,5 +93,5 @@ def test_layers_stand_side_by_side_as_the_model_has_them() -> None:
 def test_every_method_of_the_table_can_be_built(label: str) -> None:
     method = peer_times.method_of(label, 32)
     if isinstance(method, MInference):
-        assert method.patterns.shape == (1, 32)
+        assert method.patterns.shape == (2, 32)
         assert method.patterns[0][0] == VerticalSlash(1000, 6096)
