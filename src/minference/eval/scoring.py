@@ -143,15 +143,23 @@ def prefill(model: Any, method: Method, tokens: Tensor, **options: Any) -> Prefi
     return Prefill(out.logits[0], out.past_key_values, layers, seconds)
 
 
-@torch.inference_mode()
-def _read_spread(model: Any, tokenizer: Any, method: Method, sample: Sample) -> Reading:  # noqa: ANN401
-    ids = encode(tokenizer, sample.prompt, start=True)
-    spans = []
+def spread_tokens(
+    tokenizer: Any,  # noqa: ANN401
+    sample: Sample,
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a spread sample with its answers, and where each of them lies: [start, stop)."""
+    ids, spans = encode(tokenizer, sample.prompt, start=True), []
     for question in sample.questions:
         ids += encode(tokenizer, question.prompt)
         answer = encode(tokenizer, f" {question.answer}\n")
         spans.append((len(ids), len(ids) + len(answer)))
         ids += answer
+    return ids, spans
+
+
+@torch.inference_mode()
+def _read_spread(model: Any, tokenizer: Any, method: Method, sample: Sample) -> Reading:  # noqa: ANN401
+    ids, spans = spread_tokens(tokenizer, sample)
     tokens = torch.tensor(ids, device=model.device)
     places = torch.cat([torch.arange(a - 1, z - 1, device=model.device) for a, z in spans])
     read = prefill(model, method, tokens, use_cache=False, logits_to_keep=places)
