@@ -118,6 +118,8 @@ def test_candidates_are_chosen_in_contexts_of_more_than_twice_as_many_blocks() -
         {"wider": 9},
         {"candidates": 96},
         {"candidates": -64},
+        {"samples": -1},
+        {"first_layer": 0},
         {"last": -1},
     ],
 )
