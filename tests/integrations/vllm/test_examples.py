@@ -32,7 +32,7 @@ def run(*command: str, **env: str) -> str:
 
 def test_the_offline_example_answers_dense_and_sparse(settings: dict[str, Any]) -> None:
     program = str(EXAMPLES / "vllm_offline.py")
-    out = run(sys.executable, program, settings["model"], "--tokens", "5000", "--memory", "0.05")
+    out = run(sys.executable, program, settings["model"], "--tokens", "5000", "--memory", "0.1")
     lines = dict(line.split(maxsplit=1) for line in out.splitlines() if " " in line)
     assert lines["dense"].split()[0] == lines["sparse"].split()[0] == lines["right"]
     assert 0.05 < float(lines["density"].strip("[]")) < 0.6
