@@ -20,10 +20,9 @@ from torch import Tensor
 from minference.bench.records import Recorder
 from minference.index import BLOCK
 from minference.lengths import parse_length
-from minference.ops.groups.plan import row_places
+from minference.ops.groups.plan import GROUP, row_places
 from minference.testing import default_device
 
-GROUP = 512
 NEAR = 9
 """Blocks of a group and the one before it, which are kept anyway."""
 

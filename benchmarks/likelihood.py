@@ -28,7 +28,7 @@ from torch import Tensor
 from minference.bench.records import Recorder
 from minference.eval.plan import SPREAD_QUESTIONS, draw_all
 from minference.eval.runner import measure_of
-from minference.eval.scoring import prefill, spread_tokens
+from minference.eval.scoring import answer_places, prefill, spread_tokens
 from minference.eval.tasks.sample import Sample
 from minference.integrations.transformers.load import load
 from minference.lengths import parse_length
@@ -77,14 +77,14 @@ class Prompt:
         begin = self.spans[0][0] - 1
         order = torch.randperm(begin, generator=torch.Generator().manual_seed(0))
         self.text = order[:TEXT].sort().values.to(device)
-        ends = [torch.arange(a - 1, z - 1, device=device) for a, z in self.spans]
-        self.answers = torch.cat(ends)
+        self.answers = answer_places(self.spans).to(device)
         self.bytes = len(sample.prompt.encode()) / begin
 
     @torch.inference_mode()
     def read(self, model: torch.nn.Module, method: Method) -> Thoughts:
         places = torch.cat([self.answers, self.text])
-        read = prefill(model, method, self.tokens, use_cache=False, logits_to_keep=places)
+        how = {"use_cache": False, "logits_to_keep": places, "recall_rows": 0}
+        read = prefill(model, method, self.tokens, **how)
         logs = read.logits.float().log_softmax(-1).split([len(self.answers), len(self.text)])
         return Thoughts(*logs, read.layers.density)
 

@@ -131,9 +131,17 @@ def encode(tokenizer: Any, text: str, *, start: bool = False) -> list[int]:  # n
     return [*opening, *ids] if opening == [tokenizer.bos_token_id] else ids
 
 
-def prefill(model: Any, method: Method, tokens: Tensor, **options: Any) -> Prefill:  # noqa: ANN401
-    """One forward over a whole prompt [L], attended to by the method alone."""
-    with _attached(model, method, recall_rows=RECALL_ROWS) as handle:
+def prefill(
+    model: Any,  # noqa: ANN401
+    method: Method,
+    tokens: Tensor,
+    *,
+    recall_rows: int = RECALL_ROWS,
+    **options: Any,  # noqa: ANN401
+) -> Prefill:
+    """One forward over a whole prompt [L], attended to by the method alone; kept mass is measured
+    on so many rows, 0 for not at all."""
+    with _attached(model, method, record=True, recall_rows=recall_rows) as handle:
         began = _now(model)
         out = model(tokens[None], **options)
         seconds = _now(model) - began
@@ -157,11 +165,16 @@ def spread_tokens(
     return ids, spans
 
 
+def answer_places(spans: list[tuple[int, int]]) -> Tensor:
+    """Places whose logits predict the tokens of answers: each the one before its token."""
+    return torch.cat([torch.arange(start - 1, stop - 1) for start, stop in spans])
+
+
 @torch.inference_mode()
 def _read_spread(model: Any, tokenizer: Any, method: Method, sample: Sample) -> Reading:  # noqa: ANN401
     ids, spans = spread_tokens(tokenizer, sample)
     tokens = torch.tensor(ids, device=model.device)
-    places = torch.cat([torch.arange(a - 1, z - 1, device=model.device) for a, z in spans])
+    places = answer_places(spans).to(model.device)
     read = prefill(model, method, tokens, use_cache=False, logits_to_keep=places)
     best = read.logits.argmax(-1).split([z - a for a, z in spans])
     pairs = zip(best, spans, strict=True)
