@@ -39,9 +39,9 @@ class Listed(Grouped):
 
     name: ClassVar[str] = "grouped_listed"
 
-    def plan(self, layout: Layout) -> Plan:
+    def plan(self, layout: Layout, layer: int) -> Plan:
         given = {"rows": self.rows, "candidates": self.candidates}
-        return dataclasses.replace(super().plan(layout), **given)
+        return dataclasses.replace(super().plan(layout, layer), **given)
 
 
 def widened(inputs: Qkv, factor: int, times: int) -> Qkv:
@@ -100,10 +100,11 @@ def stages(
     layout = layout_of(q[:1, :1], k[:1, :1])
     scale = q.shape[3] ** -0.5
     context = Context(layout, layer, tuple(range(q.shape[1])), scale)
-    found = grouped_blocks(q, k, layout, method.plan(layout), scale=scale)
+    plan = method.plan(layout, layer)
+    found = grouped_blocks(q, k, layout, plan, scale=scale)
     index = method.build_index(q, k, context)
     return {
-        "estimate": lambda: grouped_blocks(q, k, layout, method.plan(layout), scale=scale),
+        "estimate": lambda: grouped_blocks(q, k, layout, plan, scale=scale),
         "guard": lambda: guard_blocks(q, k, *found, layout, target=method.target, scale=scale),
         "assemble": lambda: assemble(layout, k.shape[1], blocks=found[0], group_tiles=1),
         "index": lambda: method.build_index(q, k, context),
@@ -121,7 +122,7 @@ def facts(method: Grouped, q: Tensor, k: Tensor, layer: int) -> dict[str, object
     context = Context(layout, layer, tuple(range(q.shape[1])), scale)
     index = method.build_index(q, k, context)
     pairs = int(index.blocks.count.sum()) * 128 * 64 / k.shape[1]
-    lists, wider = grouped_blocks(q, k, layout, method.plan(layout), scale=scale)
+    lists, wider = grouped_blocks(q, k, layout, method.plan(layout, layer), scale=scale)
     seen = guard_blocks(q, k, lists, wider, layout, target=method.target, scale=scale)
     recall = seen.recall.flatten().float()
     quantiles = torch.quantile(recall, torch.tensor([0.01, 0.05, 0.5], device=recall.device))
@@ -169,8 +170,8 @@ def main() -> None:
         base |= {"dtype": str(inputs[0][0].dtype).removeprefix("torch.")}
         layers: Sequence[int] = options.layers or range(len(inputs))
         if options.data == "normal":
-            # they stand for a layer behind the first
-            layers, inputs = [1], [inputs[0]] * 2
+            # they stand for a layer behind the early ones
+            layers, inputs = [3], [inputs[0]] * 4
         for layer in layers:
             q, k, v = inputs[layer]
             if options.data == "model":
@@ -184,7 +185,7 @@ def main() -> None:
                     fields = dataclasses.fields(method)
                     options_of = {x.name: getattr(method, x.name) for x in fields if x.init}
                     method = Listed(**options_of | {"candidates": candidates})
-                plan = method.plan(layout_of(q[:1, :1], k[:1, :1]))
+                plan = method.plan(layout_of(q[:1, :1], k[:1, :1]), layer)
                 known = {
                     "rows": plan.rows,
                     "candidates": plan.candidates,

@@ -6,8 +6,8 @@ python benchmarks/peer_times.py --table benchmarks/results/peer_times_h200.jsonl
 
 The heads of the first layers that together make 32 query heads are put side by side, so that one
 call has the shape of a layer of an 8B model with the content of a model that retrieves. Methods
-that treat layers differently take it for layer 1; with --layer 0 it is a first layer, in records of
-their own ("first_layer" instead of "peer"). All methods of the accuracy table are timed unless some
+that treat layers differently take it for layer 3; with --layer it is another one, in records of
+their own ("early_layer" instead of "peer"). All methods of the accuracy table are timed unless some
 are named; one that fails says why and costs the others nothing.
 """
 
@@ -37,8 +37,8 @@ from minference.ops._dispatch import resolve_impl
 from minference.ops.attention.api import sparse_attention
 from minference.testing import context_for, layout_of
 
-OPS = ("first_layer", "peer")
-"""What records are called, by layer."""
+LAYER = 3
+"""Methods that look closer at a model's first layers do so before this one."""
 
 
 def widened(length: int, heads: int) -> Qkv:
@@ -50,7 +50,9 @@ def widened(length: int, heads: int) -> Qkv:
 
 def method_of(label: str, heads: int) -> Method:
     """The method as an evaluation of the shipped model has it: budgets that no search found."""
-    text = SimpleNamespace(num_hidden_layers=2, num_attention_heads=heads, model_type="needle")
+    text = SimpleNamespace(
+        num_hidden_layers=LAYER + 1, num_attention_heads=heads, model_type="needle"
+    )
     config = SimpleNamespace(get_text_config=lambda decoder: text)
     return build_method(parse_methods(label)[0], config)
 
@@ -71,8 +73,8 @@ def timed(
 
     index = build()
     served = resolve_impl(impl, q.device, q.dtype, q.shape[3])
-    record: dict[str, object] = {"op": OPS[layer], "method": label, "options": options_of(method)}
-    record |= {"impl": served, "task": TASK, **shape.to_dict()}
+    record: dict[str, object] = {"op": op_of(layer), "layer": layer, "method": label}
+    record |= {"options": options_of(method), "impl": served, "task": TASK, **shape.to_dict()}
     error = gate_error(q, k, v, sparse_attention(q, k, v, index, impl=impl), index)
     record |= {"gate_error": error, "gate": error <= GATE[q.dtype], "density": index.density()}
     if not record["gate"]:
@@ -92,6 +94,11 @@ def timed(
     return record
 
 
+def op_of(layer: int) -> str:
+    """What records are called."""
+    return "peer" if layer == LAYER else "early_layer"
+
+
 def options_of(method: Method) -> dict[str, object]:
     """Its numbers: what a label means may change."""
     plain = (int, float, str, type(None))
@@ -100,7 +107,17 @@ def options_of(method: Method) -> dict[str, object]:
 
 def summary(record: dict[str, object]) -> str:
     """One line of a record."""
-    names = ("op", "length", "impl", "method", "refused", "gate_error", "density", "index_ms")
+    names = (
+        "op",
+        "layer",
+        "length",
+        "impl",
+        "method",
+        "refused",
+        "gate_error",
+        "density",
+        "index_ms",
+    )
     names += ("kernel_ms", "together_ms", "ms_p50", "speedup", "speedup_over")
     return " ".join(f"{name} {record[name]}" for name in names if name in record)
 
@@ -137,7 +154,7 @@ def main() -> int:
     made.add_argument("--heads", type=int, default=32)
     made.add_argument("--methods", nargs="+", default=None, help="all of the accuracy table's")
     made.add_argument("--impl", default="auto")
-    made.add_argument("--layer", type=int, choices=[0, 1], default=1, help="which one it is")
+    made.add_argument("--layer", type=int, choices=range(LAYER + 1), default=LAYER)
     made.add_argument("--calls", type=int, default=7, help="timed calls of each part")
     made.add_argument("--seconds", type=float, default=1e9, help="start nothing after that long")
     made.add_argument("--trace", action="store_true", help="print the longest parts of each index")
@@ -176,7 +193,7 @@ def main() -> int:
                 record = with_speedup(record, dense)
             except Exception as error:
                 text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                record = {"op": OPS[given.layer], "method": label, "refused": text}
+                record = {"op": op_of(given.layer), "method": label, "refused": text}
                 record |= shape.to_dict()
             write(record)
             red |= record.get("gate") is not True

@@ -56,15 +56,16 @@ def test_a_method_that_fails_costs_the_others_nothing(
 
 
 @needs_model
-def test_first_layers_have_records_of_their_own(
+def test_early_layers_have_records_of_their_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     out = tmp_path / "times.jsonl"
     run = [*RUN, "--methods", "grouped:samples=8,most=1,target=0", "--out", str(out)]
-    for layer in ("0", "1"):
+    for layer in ("0", "3"):
         assert call(monkeypatch, *run, "--layer", layer) == 0
     _, first, _, other = map(json.loads, out.read_text().splitlines())
-    assert (first["op"], other["op"]) == ("first_layer", "peer")
+    assert (first["op"], other["op"]) == ("early_layer", "peer")
+    assert (first["layer"], other["layer"]) == (0, 3)
     assert first["density"] > other["density"]
     assert [time.density for time in read_times([out]).values()] == [other["density"]]
 
@@ -93,5 +94,5 @@ def test_layers_stand_side_by_side_as_the_model_has_them() -> None:
 def test_every_method_of_the_table_can_be_built(label: str) -> None:
     method = peer_times.method_of(label, 32)
     if isinstance(method, MInference):
-        assert method.patterns.shape == (2, 32)
+        assert method.patterns.shape == (4, 32)
         assert method.patterns[0][0] == VerticalSlash(1000, 6096)

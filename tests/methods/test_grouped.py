@@ -1,6 +1,7 @@
 """The grouped method keeps the contract and the mass that it promises."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def test_every_block_with_more_than_the_rest_of_a_sampled_row_is_kept() -> None:
     q, k, _ = planted_qkv(lines, 3000, kv_heads=1)
     layout = layout_of(q, k)
     context = context_for(layout, 2)
-    index = Grouped(mass=0.8).build_index(q, k, context)
+    index = Grouped(mass=0.8, early=0).build_index(q, k, context)
     mask = index.to_dense_mask()[0, 0]
     dropped = total = 0
     for group in range(6):
@@ -47,17 +48,32 @@ def test_chunk_keeps_the_same_blocks_in_whole_groups_as_the_full_prompt() -> Non
             assert torch.equal(part.blocks.row(0, head, tile), whole.blocks.row(0, head, 8 + tile))
 
 
+def test_early_layers_choose_by_single_keys_for_longer_lists() -> None:
+    first, stop = torch.zeros(1), torch.ones(1)
+    layout = Layout(first, stop, 1 << 17, 1 << 17)
+    zero, early, late = (Grouped().plan(layout, layer) for layer in (0, 2, 3))
+    assert early == replace(late, cell=1, most=2 * late.most, mass=0.99)
+    assert zero == replace(early, rows=2 * early.rows)
+    assert Grouped(early=0).plan(layout, 0) == late
+    q, k, _ = random_qkv(4, 2, 2048)
+    method = Grouped(rows=32, most=2)
+    early_index, late_index = (
+        method.build_index(q, k, context_for(layout_of(q, k), 4, layer=layer)) for layer in (2, 3)
+    )
+    assert early_index.blocks.count.sum() > late_index.blocks.count.sum()
+    assert early_index.samples == 2 * late_index.samples
+
+
 def test_the_first_layer_has_more_samples() -> None:
     q, k, _ = random_qkv(4, 2, 700)
     layout = layout_of(q, k)
     for first_layer in (1, 4):
         method = Grouped(samples=8, first_layer=first_layer)
-        first, second = (
-            method.build_index(q, k, context_for(layout, 4, layer=layer)) for layer in (0, 1)
-        )
-        assert second.samples == 8
-        assert first.samples == 8 * first_layer
-        assert torch.equal(first.blocks.values, second.blocks.values)
+        found = [
+            method.build_index(q, k, context_for(layout, 4, layer=layer)) for layer in (0, 1, 3)
+        ]
+        assert [index.samples for index in found] == [8 * first_layer, 16, 8]
+        assert torch.equal(found[0].blocks.values, found[1].blocks.values)
     off = Grouped(samples=0).build_index(q, k, context_for(layout, 4))
     assert off.samples == 0
 
@@ -65,10 +81,11 @@ def test_the_first_layer_has_more_samples() -> None:
 def test_a_long_call_looks_closer_at_its_last_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, _ = random_qkv(4, 2, 2300, batch=2)
     context = context_for(layout_of(q, k, left_padding=(0, 300)), 4)
-    close = Grouped(rows=32, most=4, last=0).build_index(q, k, context).blocks
+    close = Grouped(rows=32, most=4, mass=0.99, early=0, last=0).build_index(q, k, context).blocks
     monkeypatch.setattr(grouped, "FULL_ROWS", 2200)
     far, both = (
-        Grouped(rows=32, most=2, last=last).build_index(q, k, context).blocks for last in (0, 64)
+        Grouped(rows=32, most=2, early=0, last=last).build_index(q, k, context).blocks
+        for last in (0, 64)
     )
     assert close.count.sum() > far.count.sum()
     for b, tiles, last in ((0, 18, 16), (1, 16, 12)):
@@ -82,10 +99,10 @@ def test_a_short_call_after_a_long_context_is_looked_at_closer_as_a_whole(
 ) -> None:
     q, k, _ = random_qkv(4, 2, 100, 3300)
     context = context_for(layout_of(q, k), 4)
-    close = Grouped(rows=32, most=4, last=0).build_index(q, k, context).blocks
+    close = Grouped(rows=32, most=4, mass=0.99, early=0, last=0).build_index(q, k, context).blocks
     monkeypatch.setattr(grouped, "FULL_ROWS", 3200)
     far, shorter, both = (
-        Grouped(rows=32, most=2, last=last).build_index(q, k, context).blocks
+        Grouped(rows=32, most=2, early=0, last=last).build_index(q, k, context).blocks
         for last in (0, 99, 100)
     )
     assert torch.equal(both.count, close.count)
@@ -97,13 +114,13 @@ def test_a_short_call_after_a_long_context_is_looked_at_closer_as_a_whole(
 def test_fewer_rows_are_scored_of_contexts_beyond_96k() -> None:
     first, stop = torch.zeros(1), torch.ones(1)
     lengths = (1 << 10, 3 << 15, (3 << 15) + 1, 1 << 20, 1 << 23)
-    rows = [Grouped().plan(Layout(first, stop, n, n)).rows for n in lengths]
+    rows = [Grouped().plan(Layout(first, stop, n, n), 3).rows for n in lengths]
     assert rows == [256, 256, 128, 16, 16]
 
 
 def test_candidates_are_chosen_in_contexts_of_more_than_twice_as_many_blocks() -> None:
     first, stop = torch.zeros(1), torch.ones(1)
-    plans = [Grouped().plan(Layout(first, stop, n, n)) for n in (1 << 14, (1 << 14) + 1)]
+    plans = [Grouped().plan(Layout(first, stop, n, n), 3) for n in (1 << 14, (1 << 14) + 1)]
     assert [plan.candidates for plan in plans] == [0, 128]
 
 
@@ -119,6 +136,7 @@ def test_candidates_are_chosen_in_contexts_of_more_than_twice_as_many_blocks() -
         {"candidates": 96},
         {"candidates": -64},
         {"samples": -1},
+        {"early": -1},
         {"first_layer": 0},
         {"last": -1},
     ],

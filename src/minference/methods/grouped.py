@@ -30,28 +30,32 @@ class Grouped(Method):
         wider: most blocks of a group that the guard turns to before it takes every block.
         target: groups in which a row that was not sampled keeps less than this share of its
             attention, or misses a block with much of it, get more blocks; 0 for no such guard.
+        early: layers, from the first on, that are looked at closer, since rows gather there what
+            later layers find them by, from keys that means hide: candidates are chosen by single
+            keys, and lists hold up to twice as many blocks, down to half the share.
         samples: about so many keys stand for those that a tile leaves out
-            (`minference.index_samples`), up to twice as many beyond 64K keys; 0 for none.
+            (`minference.index_samples`), up to twice as many beyond 64K keys, and twice as many in
+            early layers; 0 for none.
         first_layer: times as many samples in layer 0, where rows spread their attention over every
-            key of a token like theirs.
+            key of a token like theirs; twice the rows are scored there.
         last: rows at the end of a call, where a question most often is, that are looked at closer
-            beyond 96K keys: all the rows asked for are scored against twice the candidates, for
-            lists of up to twice as many blocks. Of calls of more than 96K rows, and of whole calls
-            of no more rows than these, so that chunks of a prefill do not all pay for it; not of
-            rows padded on the right. 0 for none.
+            in every layer beyond 96K keys, by all the rows asked for. Of calls of more than 96K
+            rows, and of whole calls of no more rows than these, so that chunks of a prefill do not
+            all pay for it; not of rows padded on the right. 0 for none.
     """
 
     name: ClassVar[str] = "grouped"
-    # on two cores it takes .95 of dense attention's time at 32K and .69 of it here
+    # TODO
     cpu_tokens: ClassVar[int] = 3 << 14
     mass: float = 0.98
     rows: int = 256
     candidates: int = 128
-    most: int = 16
+    most: int = 12
     wider: int = 128
     target: float = 0.05
-    samples: int = 512
-    first_layer: int = 4
+    early: int = 3
+    samples: int = 256
+    first_layer: int = 8
     last: int = 2048
 
     def __post_init__(self) -> None:
@@ -68,6 +72,8 @@ class Grouped(Method):
             raise ValueError(f"most must be at least 1 block a tile, got {self.most}")
         if self.wider < LEAST_WIDER:
             raise ValueError(f"wider must be at least {LEAST_WIDER} blocks, got {self.wider}")
+        if self.early < 0:
+            raise ValueError(f"early must be at least 0 layers, got {self.early}")
         if self.samples < 0:
             raise ValueError(f"samples must be at least 0 keys, got {self.samples}")
         if self.first_layer < 1:
@@ -75,12 +81,20 @@ class Grouped(Method):
         if self.last < 0:
             raise ValueError(f"last must be at least 0 rows, got {self.last}")
 
-    def plan(self, layout: Layout) -> Plan:
-        """What is estimated and kept of a call.
+    def plan(self, layout: Layout, layer: int) -> Plan:
+        """What is estimated and kept of a call in a layer.
 
         Beyond 96K keys rows become fewer as the context grows, down to four a tile, so that the
         estimate grows with its length and not with the square.
         """
+        plan = self._plan(layout)
+        if self._closes(layout):
+            return _closer(plan, self.rows)
+        if layer >= self.early:
+            return plan
+        return _closer(plan, plan.rows if layer else min(2 * plan.rows, self.rows))
+
+    def _plan(self, layout: Layout) -> Plan:
         times = power_of_two(-(-layout.kv_len // FULL_ROWS))
         few = layout.kv_len <= 2 * self.candidates * BLOCK
         return Plan(
@@ -91,19 +105,21 @@ class Grouped(Method):
             candidates=0 if few else self.candidates,
         )
 
+    def _closes(self, layout: Layout) -> bool:
+        """Whether a call is the end of a long context."""
+        return layout.q_len <= self.last and layout.kv_len > FULL_ROWS
+
     def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
         layout = context.layout
-        plan, how = self.plan(layout), _how(context)
-        closer = replace(plan, rows=self.rows, candidates=2 * plan.candidates, most=2 * plan.most)
+        plan, how = self.plan(layout, context.layer), _how(context)
         last = None
         if self.last and layout.q_len > FULL_ROWS:
-            last = self.last, closer
-        elif layout.q_len <= self.last and layout.kv_len > FULL_ROWS:
-            plan = closer
+            last = self.last, _closer(self._plan(layout), self.rows)
         lists, wider = grouped_blocks(q, k, layout, plan, last=last, **how)
         if self.target:
             lists = self.guard(q, k, lists, wider, context).lists
-        samples = self.samples * (1 if context.layer else self.first_layer)
+        times = 2 if context.layer < self.early else 1
+        samples = self.samples * (times if context.layer else self.first_layer)
         return assemble(layout, k.shape[1], blocks=lists, group_tiles=1, samples=samples)
 
     def guard(
@@ -112,6 +128,12 @@ class Grouped(Method):
         """What the guard makes of the lists, and what it saw."""
         layout = context.layout
         return guard_blocks(q, k, lists, wider, layout, target=self.target, **_how(context))
+
+
+def _closer(plan: Plan, rows: int) -> Plan:
+    """So many rows, candidates by single keys, and lists of up to twice as many blocks, down to
+    half the share."""
+    return replace(plan, rows=rows, mass=(1 + plan.mass) / 2, most=2 * plan.most, cell=1)
 
 
 def _how(context: Context) -> dict[str, Any]:

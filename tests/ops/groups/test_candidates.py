@@ -9,14 +9,19 @@ from minference.testing import layout_of, random_qkv
 
 
 @pytest.mark.parametrize(
-    ("dtype", "heads", "rows", "listed", "worst"),
+    ("dtype", "heads", "rows", "listed", "cell", "worst"),
     [
-        (torch.float32, 1, 128, 64, 0),
-        (torch.float32, 3, 16, 64, 0),
-        (torch.float16, 2, 64, 64, 30),
-        (torch.float32, 1, 16, 192, 0),
+        (torch.float32, 1, 128, 64, 4, 0),
+        (torch.float32, 3, 16, 64, 1, 0),
+        (torch.float16, 2, 64, 64, 4, 30),
+        (torch.float32, 1, 16, 192, 4, 0),
     ],
-    ids=["2 tiles at once", "16 tiles at once, two bundles", "e4m3", "no power of two"],
+    ids=[
+        "2 tiles at once",
+        "single keys, 16 tiles at once, two bundles",
+        "e4m3",
+        "no power of two",
+    ],
 )
 # the interpreter of Triton 3.6 turns arrays of one element into numbers
 @pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
@@ -25,6 +30,7 @@ def test_lists_are_those_of_the_reference(
     heads: int,
     rows: int,
     listed: int,
+    cell: int,
     worst: int,
     device: torch.device,
     nan_poison: None,
@@ -33,7 +39,7 @@ def test_lists_are_those_of_the_reference(
     q *= 2.5
     q[0, -1, 100:228] += k[0, 0, 999]  # looked up: the sum of such rows more than doubles
     layout = layout_of(q, k, left_padding=(50,))
-    plan = Plan(rows=rows, mass=0.999, most=20, wider=40, candidates=listed)
+    plan = Plan(rows=rows, mass=0.999, most=20, wider=40, candidates=listed, cell=cell)
     expected, got = (
         grouped_blocks(q, k, layout, plan, scale=0.1, impl=impl) for impl in ("reference", "triton")
     )

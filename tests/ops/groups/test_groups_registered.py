@@ -17,7 +17,7 @@ def test_fake_versions_agree(impl: str, last: int) -> None:
     q, k, _ = random_qkv(4, 2, 65, 700, batch=2)
     layout = layout_of(q, k)
     bounds = (layout.first, layout.stop)
-    sizes = [65, 700, last, *(16, 5, 16, 0), *(32, 10, 16, 0)]
+    sizes = [65, 700, last, *(16, 5, 16, 0, 4), *(32, 10, 16, 0, 1)]
     torch.library.opcheck(
         OPS.grouped_blocks, (q, k, *bounds, sizes, [0.9, 0.9], 0.2, 0.0, impl), test_utils=CHECKS
     )

@@ -108,7 +108,7 @@ def test_the_guard_is_silent_on_ordinary_groups() -> None:
     for seed in range(6):
         lines = [Lines(torch.tensor([5, 900]), torch.arange(0, 70, 8))] * 2
         q, k, _ = planted_qkv(lines, 4096, kv_heads=1, seed=seed)
-        plan = Grouped().plan(layout_of(q, k))
+        plan = Grouped().plan(layout_of(q, k), 3)
         level = _guarded(q, k, plan, Grouped.target).level
         fired, total = fired + int((level > 0).sum()), total + level.numel()
     assert fired <= 0.05 * total

@@ -90,13 +90,13 @@ def guard_blocks(
 
 
 def _sizes(plan: Plan) -> list[int]:
-    return [plan.rows, plan.most, plan.wider, plan.candidates]
+    return [plan.rows, plan.most, plan.wider, plan.candidates, plan.cell]
 
 
 def _plans(sizes: list[int], masses: list[float]) -> Iterator[Plan]:
     for at, mass in enumerate(masses):
-        rows, most, wider, candidates = sizes[3 + 4 * at : 7 + 4 * at]
-        yield Plan(rows, mass, most, wider, candidates)
+        rows, most, wider, candidates, cell = sizes[3 + 5 * at : 8 + 5 * at]
+        yield Plan(rows, mass, most, wider, candidates, cell)
 
 
 def _name(impl: str, q: Tensor) -> str:

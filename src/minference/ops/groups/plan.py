@@ -46,6 +46,7 @@ class Plan:
         wider: most blocks of a group's wider list, which the guard turns to.
         candidates: blocks of a group that are rated by their keys, a multiple of 64, its near ones
             among them; 0 for every block.
+        cell: keys whose mean speaks for them where candidates are chosen, `CELL` or 1.
     """
 
     rows: int
@@ -53,6 +54,7 @@ class Plan:
     most: int
     wider: int
     candidates: int = 0
+    cell: int = CELL
 
 
 def few_rated(plan: Plan, layout: Layout) -> bool:

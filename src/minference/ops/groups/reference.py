@@ -10,7 +10,6 @@ from minference.index import BLOCK, TILE, Ragged
 from minference.ops.build import Layout
 from minference.ops.groups.plan import (
     ALWAYS,
-    CELL,
     EDGE,
     GROUP_TILES,
     LEAST_WIDER,
@@ -49,7 +48,7 @@ def grouped_blocks(
         rows, positions = sampled_rows(q, keys.shape[1], layout, group, plan.rows)
         scores, cells, means = (
             row_scores(rows, mean_cells(keys, size), positions, size, scale, softcap)
-            for size in (1, CELL, BLOCK)
+            for size in (1, plan.cell, BLOCK)
         )
         first, stop = (x[:, None, None, None] for x in near_blocks(layout, group))
         near = (block == 0) | (block >= first)
@@ -147,7 +146,7 @@ def candidates(
     """The blocks of a group that are rated by their keys: the near ones, and those whose best mean
     has the largest share of a row. Against sums without best keys, so that rows which look
     something up count more and not less."""
-    shares = (cells - sums).nan_to_num(nan=-math.inf).unflatten(-1, (-1, BLOCK // CELL))
+    shares = (cells - sums).nan_to_num(nan=-math.inf).unflatten(-1, (near.shape[-1], -1))
     return choose(
         shares.amax(dim=(2, 3, 5))[:, :, None], near, seen, -math.inf, count - LEAST_WIDER
     )

@@ -11,7 +11,6 @@ from minference.index import BLOCK, TILE, Ragged
 from minference.ops.build import Layout
 from minference.ops.groups.plan import (
     ALWAYS,
-    CELL,
     EDGE,
     GROUP,
     GROUP_TILES,
@@ -60,10 +59,8 @@ def grouped_blocks(
         begin = layout.kv_len - layout.q_len - first
         low, real = max(begin, 0), stop - first
         keys = k[b, :, first:stop].float()
-        means, cells = (
-            keys[:, : real // size * size].unflatten(1, (-1, size)).mean(dim=2)
-            for size in (BLOCK, CELL)
-        )
+        blocks = keys[:, : real // BLOCK * BLOCK].unflatten(1, (-1, BLOCK))
+        means, cells = blocks.mean(dim=2), blocks.unflatten(2, (-1, plan.cell)).mean(dim=3)
         for start in range(low // GROUP * GROUP, real, GROUP):
             span = range(max(start, low), min(start + GROUP, real))
             at = _positions(span, places)
@@ -173,17 +170,29 @@ def _far_blocks(
     rows: Tensor, cells: Tensor, sums: Tensor, at: Tensor, near: int, most: int, softcap: float
 ) -> Int[Tensor, "Hkv n_far"]:
     """Block 0 and the blocks before `near` that are rated, ascending: at most so many, those whose
-    best means of 4 have the largest shares."""
+    best cells have the largest shares."""
     device = rows.device
     if near - 1 <= most:
         return torch.arange(near, device=device).expand(rows.shape[0], -1)
-    size = BLOCK // CELL
-    best = _scores(rows, cells[:, size : near * size], softcap).unflatten(-1, (-1, size))
-    best = best.amax(dim=-1).sub_(sums[..., None])
+    best = _best_cells(rows, cells, near, softcap).sub_(sums[..., None])
     best = best.masked_fill_((at < 0)[..., None], -torch.inf).amax(dim=(1, 2))
     order = best.sort(dim=-1, descending=True, stable=True).indices[:, :most]
     first = torch.zeros(rows.shape[0], 1, dtype=torch.int64, device=device)
     return torch.cat([first, order.sort(dim=-1).values + 1], dim=1)
+
+
+def _best_cells(
+    rows: Float[Tensor, "Hkv S R D"],
+    cells: Float[Tensor, "Hkv blocks size D"],
+    near: int,
+    softcap: float,
+) -> Float[Tensor, "Hkv S R far"]:
+    """The best score of a cell of each block between block 0 and `near`."""
+    size, best = cells.shape[2], []
+    for some in cells[:, 1:near].split(STEP // BLOCK, dim=1):
+        scores = _scores(rows, some.flatten(1, 2), softcap)
+        best.append(scores.unflatten(-1, (-1, size)).amax(dim=-1))
+    return torch.cat(best, dim=-1)
 
 
 def _with_best(

@@ -38,7 +38,8 @@ RATED_AT_ONCE = 1 << 28
 def read_keys(k: Float[Tensor, "B Hkv N D"], layout: Layout, plan: Plan, softcap: float) -> Cells:
     """The keys as the estimate takes them."""
     k = k if k.stride(-1) == 1 else k.contiguous()
-    return copy_keys(k, layout, shifted=not softcap, fine=few_rated(plan, layout))
+    fine = plan.cell > 1 and few_rated(plan, layout)
+    return copy_keys(k, layout, shifted=not softcap, fine=fine)
 
 
 def grouped_blocks(

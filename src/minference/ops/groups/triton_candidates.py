@@ -1,9 +1,9 @@
 """Long contexts: the blocks of a group that are worth rating by their keys, and those ratings.
 
-Means of 4 keys choose some blocks of each group, against sums that know of no best keys: a row that
-looks something up then counts more, not less. Only these candidates are read key by key, gathered,
-64 at a time. What a row scores best in each of them is stored, because a row's sum is known only
-when all have been seen.
+Means of 4 keys, or single keys, choose some blocks of each group, against sums that know of no
+best keys: a row that looks something up then counts more, not less. Only these candidates are read
+key by key, gathered, 64 at a time. What a row scores best in each of them is stored, because a
+row's sum is known only when all have been seen.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from minference.index import BLOCK, TILE
 from minference.ops._triton import SIZES
 from minference.ops.build import Layout
-from minference.ops.groups.plan import CELL, EDGE, GROUP_TILES, LEAST_WIDER, Plan, power_of_two
+from minference.ops.groups.plan import EDGE, GROUP_TILES, LEAST_WIDER, Plan, power_of_two
 from minference.ops.groups.triton_cells import STEP, Cells
 from minference.ops.groups.triton_keep import first_of
 from minference.ops.groups.triton_rows import MOST, group_span, log2_scores
@@ -27,18 +27,17 @@ _GROUP_TILES = tl.constexpr(GROUP_TILES)
 _STEP = tl.constexpr(STEP)
 _EDGE = tl.constexpr(EDGE)
 _PLANES = tl.constexpr(PLANES)
-_CELLS = tl.constexpr(BLOCK // CELL)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def rate_means(
+def rate_cells(
     rows_ptr, cells_ptr, sums_ptr, factors_ptr, ratings_ptr, first_ptr, stop_ptr, q_len, kv_len,
     n_cells, blocks, first_tile, ceiling, splits, each, HKV: tl.constexpr, TILES: tl.constexpr,
     LINES: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr, SOFTCAP: tl.constexpr,
-    PRECISION: tl.constexpr, FP8: tl.constexpr, GROUPS: tl.constexpr,
+    PRECISION: tl.constexpr, FP8: tl.constexpr, GROUPS: tl.constexpr, CELLS: tl.constexpr,
 ):  # fmt: skip
-    """Log2 of the largest share that the best mean of each block has of a sampled row of each
-    group, for `each` steps of blocks."""
+    """Log2 of the largest share that the best of the CELLS cells of each block has of a sampled row
+    of each group, for `each` steps of blocks."""
     HALF: tl.constexpr = tl.float16 if FP8 else tl.float32
     item, own, split, _, _, steps = program_span(
         first_ptr, stop_ptr, q_len, kv_len, first_tile, splits, HKV, TILES
@@ -53,20 +52,20 @@ def rate_means(
     cells = cells_ptr + item.to(tl.int64) * n_cells * BLOCK_D
     place = tl.arange(0, _STEP)[:, None] * BLOCK_D + column[None, :]
     highest = tl.full([_STEP, LINES], float("-inf"), HALF)
-    end = tl.minimum((split + 1) * each, steps) * _CELLS
-    for at in tl.range(split * each * _CELLS, end, num_stages=STAGES):
+    end = tl.minimum((split + 1) * each, steps) * CELLS
+    for at in tl.range(split * each * CELLS, end, num_stages=STAGES):
         k = tl.load(cells + at * (_STEP * BLOCK_D) + place)
         scores = tl.dot(k, q.T, input_precision=PRECISION, out_dtype=HALF)
         highest = tl.maximum(highest, scores)
         # the interpreter's numbers have no remainder by a constant
-        if (at + 1) // _CELLS * _CELLS == at + 1:
+        if (at + 1) // CELLS * CELLS == at + 1:
             shares = log2_scores(highest.to(tl.float32), factor, ceiling, SOFTCAP)
             shares -= tl.load(sums_ptr + own * LINES + row)[None, :]
             if GROUPS == 1:
                 best = tl.max(shares, 1)[:, None]
             else:
                 best = tl.max(tl.reshape(shares, [_STEP, GROUPS, LINES // GROUPS]), 2)
-            block = (tl.arange(0, _STEP) + at // _CELLS * _STEP)[:, None]
+            block = (tl.arange(0, _STEP) + at // CELLS * _STEP)[:, None]
             tl.store(to + block, best.to(to.dtype.element_ty), mask=block < blocks)
             highest = tl.full([_STEP, LINES], float("-inf"), HALF)
 
@@ -197,7 +196,8 @@ def listed_keys(
 ]:
     """Ratings of the candidates of `count` groups from `group` on, which blocks they are and how
     many; changes the sums of `sampled`."""
-    assert cells.fine is not None
+    means = cells.keys if plan.cell == 1 else cells.fine
+    assert means is not None
     slots, tiles, fixed = sampled.factors.shape, sampled.tiles, sampled.fixed
     items, programs, bundles = slots
     groups, parts = max(1, tiles // GROUP_TILES), max(1, GROUP_TILES // tiles)
@@ -205,10 +205,10 @@ def listed_keys(
     bounds = (layout.first, layout.stop, layout.q_len, layout.kv_len)
     splits, each = sampled.splits(blocks)
     coarse = torch.empty((*slots, groups, blocks), dtype=dtype, device=device)
-    rate_means[(programs, bundles * splits, items)](
-        sampled.rows, cells.fine, sampled.sums, sampled.factors, coarse, *bounds,
-        cells.fine.shape[2], blocks, group * GROUP_TILES, sampled.ceiling, splits, each,
-        LINES=sampled.lines, GROUPS=groups, **fixed,
+    rate_cells[(programs, bundles * splits, items)](
+        sampled.rows, means, sampled.sums, sampled.factors, coarse, *bounds, means.shape[2],
+        blocks, group * GROUP_TILES, sampled.ceiling, splits, each,
+        LINES=sampled.lines, GROUPS=groups, CELLS=BLOCK // plan.cell, **fixed,
     )  # fmt: skip
     room, width = plan.candidates, power_of_two(blocks)
     places = torch.empty((items, count, room), dtype=torch.int32, device=device)
