@@ -198,6 +198,12 @@ def tables(lines: list[dict[str, Any]], only: str | None = None, times: Times | 
     return "\n\n".join(_table(lines, *shape, times or {}) for shape in sorted(shapes))
 
 
+def _either(numbers: list[int]) -> str:
+    """"1", "1 or 2", "1, 2 or 3"."""
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def _table(lines: list[dict[str, Any]], length: int, placement: str, times: Times) -> str:
     own = [
         record
@@ -218,7 +224,7 @@ def _table(lines: list[dict[str, Any]], length: int, placement: str, times: Time
     head += ["attention of a layer", "speed-up"] if layers else []
     rows = [
         f"{length // 1024}K tokens, questions {where}; a cell is "
-        f"{' or '.join(map(str, questions))} questions on {' or '.join(map(str, prompts))} prompts",
+        f"{_either(questions)} questions on {_either(prompts)} prompts",
         "",
         f"| {' | '.join(head)} |",
         "|---" * len(head) + "|",
