@@ -199,7 +199,7 @@ def tables(lines: list[dict[str, Any]], only: str | None = None, times: Times | 
 
 
 def _either(numbers: list[int]) -> str:
-    """"1", "1 or 2", "1, 2 or 3"."""
+    """As in: 1, 2 or 3."""
     *first, last = map(str, numbers)
     return f"{', '.join(first)} or {last}" if first else last
 

@@ -37,7 +37,7 @@ class Grouped(Method):
             (`minference.index_samples`), up to twice as many beyond 64K keys, and twice as many in
             early layers; 0 for none.
         first_layer: times as many samples in layer 0, where rows spread their attention over every
-            key of a token like theirs; twice the rows are scored there.
+            key of a token like theirs; beyond 96K keys twice the rows are scored there.
         last: rows at the end of a call, where a question most often is, that are looked at closer
             in every layer beyond 96K keys, by all the rows asked for. Of calls of more than 96K
             rows, and of whole calls of no more rows than these, so that chunks of a prefill do not
