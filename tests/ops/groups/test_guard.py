@@ -117,7 +117,8 @@ def test_the_guard_is_silent_on_ordinary_groups() -> None:
 def test_guarded_lists_are_well_formed_for_any_chunk() -> None:
     q, k, v = random_qkv(4, 2, 700, 1500, batch=2)
     layout = layout_of(q, k, left_padding=(0, 310), right_padding=(100, 0))
-    index = Grouped(target=1.0, most=5, wider=16).build_index(q, k, context_for(layout, 4))
+    method = Grouped(target=1.0, most=5, wider=16, early=0)
+    index = method.build_index(q, k, context_for(layout, 4))
     index.check()
     rows = slice(400, 600)
     scores = q @ k.repeat_interleave(2, dim=1).transpose(2, 3) * 32**-0.5
