@@ -171,7 +171,7 @@ def main() -> None:
         layers: Sequence[int] = options.layers or range(len(inputs))
         if options.data == "normal":
             # they stand for a layer behind the early ones
-            layers, inputs = [3], [inputs[0]] * 4
+            layers, inputs = [given_method.early], [inputs[0]] * (given_method.early + 1)
         for layer in layers:
             q, k, v = inputs[layer]
             if options.data == "model":

@@ -31,14 +31,14 @@ from minference.bench.records import Recorder
 from minference.bench.timing import measure, peak_extra_bytes
 from minference.index import SparseIndex
 from minference.lengths import parse_length
-from minference.methods import Method
+from minference.methods import Grouped, Method
 from minference.methods.spec import build_method, parse_methods
 from minference.ops._dispatch import resolve_impl
 from minference.ops.attention.api import sparse_attention
 from minference.testing import context_for, layout_of
 
-LAYER = 3
-"""Methods that look closer at a model's first layers do so before this one."""
+LAYER = Grouped.early
+"""The first layer that no method looks closer at."""
 
 
 def widened(length: int, heads: int) -> Qkv:

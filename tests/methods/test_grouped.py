@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +93,27 @@ def test_a_long_call_looks_closer_at_its_last_groups(monkeypatch: pytest.MonkeyP
         for head, tile in itertools.product(range(2), range(tiles)):
             wanted = close if tile >= last else far
             assert torch.equal(both.row(b, head, tile), wanted.row(b, head, tile))
+
+
+def test_a_layer_that_is_looked_at_as_closely_anyway_is_estimated_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+    estimate = grouped.grouped_blocks
+
+    def watched(*inputs: Any, last: Any, **how: Any) -> Any:
+        asked.append(last)
+        return estimate(*inputs, last=last, **how)
+
+    monkeypatch.setattr(grouped, "grouped_blocks", watched)
+    monkeypatch.setattr(grouped, "FULL_ROWS", 600)
+    q, k, _ = random_qkv(2, 1, 700)
+    for layer in (0, 1, 3):
+        context = context_for(layout_of(q, k), 2, layer=layer)
+        Grouped(rows=32, last=64).build_index(q, k, context)
+    once, *both = asked
+    assert once is None
+    assert [last[0] for last in both] == [64, 64]
 
 
 def test_a_short_call_after_a_long_context_is_looked_at_closer_as_a_whole(

@@ -88,7 +88,7 @@ class Grouped(Method):
         estimate grows with its length and not with the square.
         """
         plan = self._plan(layout)
-        if self._closes(layout):
+        if self._follows_long_context(layout):
             return _closer(plan, self.rows)
         if layer >= self.early:
             return plan
@@ -105,16 +105,16 @@ class Grouped(Method):
             candidates=0 if few else self.candidates,
         )
 
-    def _closes(self, layout: Layout) -> bool:
-        """Whether a call is the end of a long context."""
+    def _follows_long_context(self, layout: Layout) -> bool:
+        """Whether a call's few rows are the end of a context beyond 96K keys."""
         return layout.q_len <= self.last and layout.kv_len > FULL_ROWS
 
     def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
         layout = context.layout
         plan, how = self.plan(layout, context.layer), _how(context)
-        last = None
-        if self.last and layout.q_len > FULL_ROWS:
-            last = self.last, _closer(self._plan(layout), self.rows)
+        closer = _closer(self._plan(layout), self.rows)
+        ends_closer = self.last and layout.q_len > FULL_ROWS and plan != closer
+        last = (self.last, closer) if ends_closer else None
         lists, wider = grouped_blocks(q, k, layout, plan, last=last, **how)
         if self.target:
             lists = self.guard(q, k, lists, wider, context).lists

@@ -8,16 +8,16 @@ from minference.testing import context_for, layout_of, random_qkv
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("candidates", [0, 64])
+@pytest.mark.parametrize(("candidates", "early"), [(0, 0), (64, 0), (64, 3)])
 def test_other_lengths_compile_nothing_new(
-    candidates: int, monkeypatch: pytest.MonkeyPatch
+    candidates: int, early: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import triton
 
     compiled: list[str] = []
     hook = lambda **found: compiled.append(found["fn"].name)  # noqa: E731
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", hook)
-    method = Grouped(candidates=candidates, early=0, last=0)
+    method = Grouped(candidates=candidates, early=early, last=0)
     for length in (9000, 9001, 9008, 9216, 12000):
         new = len(compiled)
         q, k, _ = random_qkv(8, 2, length, dim=128, dtype=torch.bfloat16, device="cuda")

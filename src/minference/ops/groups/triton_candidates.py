@@ -196,8 +196,8 @@ def listed_keys(
 ]:
     """Ratings of the candidates of `count` groups from `group` on, which blocks they are and how
     many; changes the sums of `sampled`."""
-    means = cells.keys if plan.cell == 1 else cells.fine
-    assert means is not None
+    fine = cells.keys if plan.cell == 1 else cells.fine
+    assert fine is not None
     slots, tiles, fixed = sampled.factors.shape, sampled.tiles, sampled.fixed
     items, programs, bundles = slots
     groups, parts = max(1, tiles // GROUP_TILES), max(1, GROUP_TILES // tiles)
@@ -206,7 +206,7 @@ def listed_keys(
     splits, each = sampled.splits(blocks)
     coarse = torch.empty((*slots, groups, blocks), dtype=dtype, device=device)
     rate_cells[(programs, bundles * splits, items)](
-        sampled.rows, means, sampled.sums, sampled.factors, coarse, *bounds, means.shape[2],
+        sampled.rows, fine, sampled.sums, sampled.factors, coarse, *bounds, fine.shape[2],
         blocks, group * GROUP_TILES, sampled.ceiling, splits, each,
         LINES=sampled.lines, GROUPS=groups, CELLS=BLOCK // plan.cell, **fixed,
     )  # fmt: skip
