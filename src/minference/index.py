@@ -76,7 +76,8 @@ class SparseIndex:
     list. Columns need a single group and must lie outside the listed `blocks`.
 
     With `samples`, a tile also reads about so many keys that stand for those left out
-    (`minference.index_samples`); such an index has blocks only, in both row halves.
+    (`minference.index_samples`), each at most as `sample_share` of what the row has in the index's
+    own keys; such an index has blocks only, in both row halves.
     """
 
     offsets: Ragged
@@ -91,6 +92,7 @@ class SparseIndex:
     q_len: int
     kv_len: int
     samples: int = 0
+    sample_share: float = 1.0
 
     @property
     def batch(self) -> int:
@@ -119,19 +121,19 @@ class SparseIndex:
 
     @classmethod
     def from_tensors(
-        cls, tensors: Sequence[Tensor], q_len: int, kv_len: int, samples: int = 0
+        cls,
+        tensors: Sequence[Tensor],
+        q_len: int,
+        kv_len: int,
+        samples: int = 0,
+        sample_share: float = 1.0,
     ) -> "SparseIndex":
         """What `tensors` took apart."""
         offsets, blocks, columns = (Ragged(*tensors[i : i + 3]) for i in (0, 3, 6))
         return cls(
-            offsets,
-            blocks,
-            columns,
-            *tensors[9:15],
-            q_len=q_len,
-            kv_len=kv_len,
-            samples=samples,
-        )
+            offsets, blocks, columns, *tensors[9:15], q_len=q_len, kv_len=kv_len, samples=samples,
+            sample_share=sample_share,
+        )  # fmt: skip
 
     def query_start(self, b: int) -> int:
         """Position of the first query row of the buffer; negative while it is left padding."""
@@ -283,6 +285,8 @@ class SparseIndex:
             self._check_samples()
 
     def _check_samples(self) -> None:
+        if not 0 < self.sample_share <= 1:
+            raise ValueError(f"sample_share must be a share in (0, 1], got {self.sample_share}")
         lines = int(self.columns.count.sum()) + int(self.offsets.count.sum())
         if lines or int(self.window.min()) < WHOLE:
             raise ValueError(

@@ -3,7 +3,9 @@
 Every tile of queries reads one key of each run of neighbouring keys before it, at a place in the
 run that looks random and is always the same. A sampled key that the index leaves out counts as
 often as its run has keys, so that sums over the keys left out keep their expected size; the run's
-stride grows with the context, so that a row reads about as many at any length.
+stride grows with the context, so that a row reads about as many at any length. It counts at most
+as the index's `sample_share` of what its row has in the index's own keys, or once: a key that
+matters by itself, and is sampled by chance, must not count for a whole run.
 """
 
 import torch
@@ -17,10 +19,6 @@ LEAST_STRIDE = 32
 
 LONG = 1 << 16
 """Keys beyond which a tile reads up to twice as many samples: its other keys thin out."""
-
-MOST_SHARE = 0.05
-"""A sample counts at most as this share of what its row has in the index's own keys, or once: a
-key that matters by itself, and is sampled by chance, must not count for a whole run."""
 
 HASH = 40503
 """2^16 / golden ratio: multiples of it, modulo 2^16, spread evenly."""

@@ -53,8 +53,8 @@ def test_early_layers_choose_by_single_keys_for_longer_lists() -> None:
     first, stop = torch.zeros(1), torch.ones(1)
     layout = Layout(first, stop, 1 << 17, 1 << 17)
     zero, early, late = (Grouped().plan(layout, layer) for layer in (0, 2, 3))
-    assert early == replace(late, cell=1, most=2 * late.most, mass=0.99)
-    assert zero == replace(early, rows=2 * early.rows)
+    assert early == replace(late, rows=256, cell=1, most=2 * late.most, mass=0.99)
+    assert zero == early
     assert Grouped(early=0).plan(layout, 0) == late
     q, k, _ = random_qkv(4, 2, 2048)
     method = Grouped(rows=32, most=2)
@@ -74,6 +74,7 @@ def test_the_first_layer_has_more_samples() -> None:
             method.build_index(q, k, context_for(layout, 4, layer=layer)) for layer in (0, 1, 3)
         ]
         assert [index.samples for index in found] == [8 * first_layer, 16, 8]
+        assert [index.sample_share for index in found] == [0.1, 0.02, 0.02]
         assert torch.equal(found[0].blocks.values, found[1].blocks.values)
     off = Grouped(samples=0).build_index(q, k, context_for(layout, 4))
     assert off.samples == 0
@@ -83,7 +84,7 @@ def test_a_long_call_looks_closer_at_its_last_groups(monkeypatch: pytest.MonkeyP
     q, k, _ = random_qkv(4, 2, 2300, batch=2)
     context = context_for(layout_of(q, k, left_padding=(0, 300)), 4)
     close = Grouped(rows=32, most=4, mass=0.99, early=0, last=0).build_index(q, k, context).blocks
-    monkeypatch.setattr(grouped, "FULL_ROWS", 2200)
+    monkeypatch.setattr(grouped, "SHORT", 2200)
     far, both = (
         Grouped(rows=32, most=2, early=0, last=last).build_index(q, k, context).blocks
         for last in (0, 64)
@@ -93,6 +94,18 @@ def test_a_long_call_looks_closer_at_its_last_groups(monkeypatch: pytest.MonkeyP
         for head, tile in itertools.product(range(2), range(tiles)):
             wanted = close if tile >= last else far
             assert torch.equal(both.row(b, head, tile), wanted.row(b, head, tile))
+
+
+def test_at_most_an_eighth_of_a_call_is_looked_at_closer(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, _ = random_qkv(2, 1, 4608)
+    context = context_for(layout_of(q, k), 2)
+    monkeypatch.setattr(grouped, "SHORT", 4096)
+    method = Grouped(rows=32, most=2, early=0)
+    far, own, more = (
+        replace(method, last=last).build_index(q, k, context).blocks for last in (0, 576, 2048)
+    )
+    assert torch.equal(more.count, own.count)
+    assert own.count.sum() > far.count.sum()
 
 
 def test_a_layer_that_is_looked_at_as_closely_anyway_is_estimated_once(
@@ -106,14 +119,14 @@ def test_a_layer_that_is_looked_at_as_closely_anyway_is_estimated_once(
         return estimate(*inputs, last=last, **how)
 
     monkeypatch.setattr(grouped, "grouped_blocks", watched)
+    monkeypatch.setattr(grouped, "SHORT", 600)
     monkeypatch.setattr(grouped, "FULL_ROWS", 600)
     q, k, _ = random_qkv(2, 1, 700)
     for layer in (0, 1, 3):
         context = context_for(layout_of(q, k), 2, layer=layer)
         Grouped(rows=32, last=64).build_index(q, k, context)
-    once, *both = asked
-    assert once is None
-    assert [last[0] for last in both] == [64, 64]
+    assert asked[:2] == [None, None]
+    assert asked[2][0] == 64
 
 
 def test_a_short_call_after_a_long_context_is_looked_at_closer_as_a_whole(
@@ -122,7 +135,7 @@ def test_a_short_call_after_a_long_context_is_looked_at_closer_as_a_whole(
     q, k, _ = random_qkv(4, 2, 100, 3300)
     context = context_for(layout_of(q, k), 4)
     close = Grouped(rows=32, most=4, mass=0.99, early=0, last=0).build_index(q, k, context).blocks
-    monkeypatch.setattr(grouped, "FULL_ROWS", 3200)
+    monkeypatch.setattr(grouped, "SHORT", 3200)
     far, shorter, both = (
         Grouped(rows=32, most=2, early=0, last=last).build_index(q, k, context).blocks
         for last in (0, 99, 100)
@@ -133,11 +146,13 @@ def test_a_short_call_after_a_long_context_is_looked_at_closer_as_a_whole(
     assert close.count.sum() > far.count.sum()
 
 
-def test_fewer_rows_are_scored_of_contexts_beyond_96k() -> None:
+def test_fewer_rows_are_scored_of_longer_contexts_and_in_later_layers() -> None:
     first, stop = torch.zeros(1), torch.ones(1)
-    lengths = (1 << 10, 3 << 15, (3 << 15) + 1, 1 << 20, 1 << 23)
-    rows = [Grouped().plan(Layout(first, stop, n, n), 3).rows for n in lengths]
-    assert rows == [256, 256, 128, 16, 16]
+    lengths = (1 << 10, 1 << 14, 3 << 15, 3 << 16, 1 << 18, 1 << 20, 1 << 23)
+    layouts = [Layout(first, stop, n, n) for n in lengths]
+    early, late = ([Grouped().plan(x, layer).rows for x in layouts] for layer in (2, 3))
+    assert early == [256, 256, 256, 256, 128, 32, 32]
+    assert late == [256, 256, 64, 64, 64, 16, 16]
 
 
 def test_candidates_are_chosen_in_contexts_of_more_than_twice_as_many_blocks() -> None:
@@ -153,6 +168,7 @@ def test_candidates_are_chosen_in_contexts_of_more_than_twice_as_many_blocks() -
         {"mass": 1.1},
         {"rows": 0},
         {"rows": 12},
+        {"later_rows": 24},
         {"most": 0},
         {"wider": 9},
         {"candidates": 96},
@@ -160,6 +176,8 @@ def test_candidates_are_chosen_in_contexts_of_more_than_twice_as_many_blocks() -
         {"samples": -1},
         {"early": -1},
         {"first_layer": 0},
+        {"sample_share": 0.0},
+        {"first_share": 1.5},
         {"last": -1},
     ],
 )

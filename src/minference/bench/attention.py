@@ -89,7 +89,9 @@ def gate_error(q: Tensor, k: Tensor, v: Tensor, out: Tensor, index: SparseIndex)
                 keys = sample_keys(tile, index.samples, q.device)
                 stride = sample_stride(tile, index.samples)
                 lse = own.logsumexp(dim=-1)
-                weights[:, keys] += sample_weights(scores[:, keys], lse, ~mask[:, keys], stride)
+                weights[:, keys] += sample_weights(
+                    scores[:, keys], lse, ~mask[:, keys], stride, index.sample_share
+                )
                 weights /= weights.sum(dim=-1, keepdim=True)
             expected = weights @ v[0, kv_head, :z].float()
             error = (out[0, h, a:z].float() - expected).norm() / expected.norm()

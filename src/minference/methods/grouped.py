@@ -12,8 +12,11 @@ from minference.ops.groups.api import grouped_blocks, guard_blocks
 from minference.ops.groups.guard import Guarded
 from minference.ops.groups.plan import LEAST_ROWS, LEAST_WIDER, Plan, power_of_two
 
+SHORT = 1 << 14
+"""Longest context of which every layer scores the rows asked for: 16K keys."""
+
 FULL_ROWS = 3 << 15
-"""Longest context of which the rows asked for are scored everywhere: 96K keys."""
+"""Beyond so many keys, 96K, rows become fewer as the context grows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,9 @@ class Grouped(Method):
     Attributes:
         mass: share of its attention that a row may count on: a block with more than the rest,
             1 - mass, of the attention of some sampled row is kept.
-        rows: rows of a group of 512 that are scored for each head; fewer beyond 96K keys.
+        rows: rows of a group of 512 that are scored for each head; fewer beyond 96K keys, in early
+            layers beyond 192K.
+        later_rows: behind the early layers at most so many, in contexts of more than 16K keys.
         candidates: blocks of a group whose keys are scored, chosen by means of 4 keys, in contexts
             of more than twice as many; a multiple of 64, 0 for every block.
         most: most blocks that a tile keeps besides block 0 and the three at the diagonal.
@@ -37,11 +42,13 @@ class Grouped(Method):
             (`minference.index_samples`), up to twice as many beyond 64K keys, and twice as many in
             early layers; 0 for none.
         first_layer: times as many samples in layer 0, where rows spread their attention over every
-            key of a token like theirs; beyond 96K keys twice the rows are scored there.
+            key of a token like theirs.
+        sample_share: a sample counts at most as this share of what its row has in its list, or
+            once.
+        first_share: the same in layer 0.
         last: rows at the end of a call, where a question most often is, that are looked at closer
-            in every layer beyond 96K keys, by all the rows asked for. Of calls of more than 96K
-            rows, and of whole calls of no more rows than these, so that chunks of a prefill do not
-            all pay for it; not of rows padded on the right. 0 for none.
+            in every layer in contexts of more than 16K keys, by all the rows asked for; at most an
+            eighth of a call of more rows than these. Not rows padded on the right. 0 for none.
     """
 
     name: ClassVar[str] = "grouped"
@@ -49,13 +56,16 @@ class Grouped(Method):
     cpu_tokens: ClassVar[int] = 3 << 14
     mass: float = 0.98
     rows: int = 256
+    later_rows: int = 64
     candidates: int = 128
     most: int = 12
     wider: int = 128
-    target: float = 0.05
+    target: float = 0.03
     early: int = 3
     samples: int = 256
     first_layer: int = 8
+    sample_share: float = 0.02
+    first_share: float = 0.1
     last: int = 2048
 
     def __post_init__(self) -> None:
@@ -64,8 +74,10 @@ class Grouped(Method):
             raise ValueError(f"mass must be a share in (0, 1], got {self.mass}")
         if not 0 <= self.target <= 1:
             raise ValueError(f"target must be a share in [0, 1], got {self.target}")
-        if self.rows < LEAST_ROWS or self.rows % LEAST_ROWS:
-            raise ValueError(f"rows must be a multiple of {LEAST_ROWS}, got {self.rows}")
+        for name in ("rows", "later_rows"):
+            rows = getattr(self, name)
+            if rows < LEAST_ROWS or rows % LEAST_ROWS:
+                raise ValueError(f"{name} must be a multiple of {LEAST_ROWS}, got {rows}")
         if self.candidates < 0 or self.candidates % 64:
             raise ValueError(f"candidates must be a multiple of 64 blocks, got {self.candidates}")
         if self.most < 1:
@@ -78,21 +90,26 @@ class Grouped(Method):
             raise ValueError(f"samples must be at least 0 keys, got {self.samples}")
         if self.first_layer < 1:
             raise ValueError(f"first_layer must be at least 1, got {self.first_layer}")
+        for name in ("sample_share", "first_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be a share in (0, 1], got {getattr(self, name)}")
         if self.last < 0:
             raise ValueError(f"last must be at least 0 rows, got {self.last}")
 
     def plan(self, layout: Layout, layer: int) -> Plan:
         """What is estimated and kept of a call in a layer.
 
-        Beyond 96K keys rows become fewer as the context grows, down to four a tile, so that the
-        estimate grows with its length and not with the square.
+        Rows become fewer as the context grows, at last four a tile, so that the estimate grows
+        with its length and not with the square.
         """
         plan = self._plan(layout)
-        if self._follows_long_context(layout):
+        if layout.kv_len > SHORT and layout.q_len <= self.last:
             return _closer(plan, self.rows)
-        if layer >= self.early:
+        if layer < self.early:
+            return _closer(plan, min(2 * plan.rows, self.rows))
+        if layout.kv_len <= SHORT:
             return plan
-        return _closer(plan, plan.rows if layer else min(2 * plan.rows, self.rows))
+        return replace(plan, rows=min(plan.rows, self.later_rows))
 
     def _plan(self, layout: Layout) -> Plan:
         times = power_of_two(-(-layout.kv_len // FULL_ROWS))
@@ -105,22 +122,24 @@ class Grouped(Method):
             candidates=0 if few else self.candidates,
         )
 
-    def _follows_long_context(self, layout: Layout) -> bool:
-        """Whether a call's few rows are the end of a context beyond 96K keys."""
-        return layout.q_len <= self.last and layout.kv_len > FULL_ROWS
-
     def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
         layout = context.layout
         plan, how = self.plan(layout, context.layer), _how(context)
         closer = _closer(self._plan(layout), self.rows)
-        ends_closer = self.last and layout.q_len > FULL_ROWS and plan != closer
-        last = (self.last, closer) if ends_closer else None
+        ends_closer = self.last and layout.kv_len > SHORT and plan != closer
+        last = (min(self.last, layout.q_len // 8), closer) if ends_closer else None
         lists, wider = grouped_blocks(q, k, layout, plan, last=last, **how)
         if self.target:
             lists = self.guard(q, k, lists, wider, context).lists
         times = 2 if context.layer < self.early else 1
-        samples = self.samples * (times if context.layer else self.first_layer)
-        return assemble(layout, k.shape[1], blocks=lists, group_tiles=1, samples=samples)
+        return assemble(
+            layout,
+            k.shape[1],
+            blocks=lists,
+            group_tiles=1,
+            samples=self.samples * (times if context.layer else self.first_layer),
+            sample_share=self.sample_share if context.layer else self.first_share,
+        )
 
     def guard(
         self, q: Tensor, k: Tensor, lists: Ragged, wider: Ragged, context: Context

@@ -57,6 +57,7 @@ def assemble(
     windows: tuple[int, ...] | None = None,
     sinks: tuple[int, ...] | None = None,
     samples: int = 0,
+    sample_share: float = 1.0,
 ) -> SparseIndex:
     """An index for heads that group alike; lists that are not given are empty."""
     empty = _empty(layout.batch, heads, layout.device)
@@ -76,6 +77,7 @@ def assemble(
         q_len=layout.q_len,
         kv_len=layout.kv_len,
         samples=samples,
+        sample_share=sample_share,
     )
 
 

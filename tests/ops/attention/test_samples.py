@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minference.index import BLOCK, TILE, Ragged, SparseIndex
-from minference.index_samples import MOST_SHARE, sample_keys, sample_stride
+from minference.index_samples import sample_keys, sample_stride
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.paged import paged_sparse_attention
 from minference.ops.build import Layout, assemble
@@ -18,6 +18,7 @@ from minference.testing import layout_of, random_qkv, tolerance
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 
 SAMPLES = 9
+SHARE = 0.05
 
 
 def listed(layout: Layout, heads: int, *, every: int = 5) -> SparseIndex:
@@ -33,7 +34,8 @@ def listed(layout: Layout, heads: int, *, every: int = 5) -> SparseIndex:
     rows = torch.where(order < 1 << 20, order, 0)[:, None].expand(-1, heads, -1, -1)
     count = flags.sum(-1)[:, None].expand(-1, heads, -1)
     blocks = Ragged.from_rows(rows, count)
-    return assemble(layout, heads, blocks=blocks, group_tiles=1, samples=SAMPLES)
+    samples = {"samples": SAMPLES, "sample_share": SHARE}
+    return assemble(layout, heads, blocks=blocks, group_tiles=1, **samples)
 
 
 def written_out(
@@ -58,7 +60,7 @@ def written_out(
                 kept = scores[own].exp().sum()
                 count = torch.where(own, 1.0, 0.0).double()
                 for key in keys[~own[keys]].tolist():
-                    most = max(1.0, MOST_SHARE * float(kept) / math.exp(scores[key]))
+                    most = max(1.0, index.sample_share * float(kept) / math.exp(scores[key]))
                     count[key] = min(stride, most)
                 weights = torch.where(count > 0, count * scores.exp(), 0.0)
                 out[b, h, row] = weights @ v[b, h * k.shape[1] // heads] / weights.sum()

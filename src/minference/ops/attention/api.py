@@ -90,7 +90,7 @@ def sparse_attention(
     need_lse = return_lse or sinks is not None
     out, lse = torch.ops.minference.sparse_attention(
         q, k, v, index.tensors(), index.q_len, index.kv_len, scale, softcap, need_lse, name, fp8,
-        index.samples,
+        index.samples, index.sample_share,
     )  # fmt: skip
     if sinks is not None:
         out, lse = with_sinks(out, lse, sinks)
@@ -140,8 +140,9 @@ def _sparse_attention(
     impl: str,
     fp8: bool = False,
     samples: int = 0,
+    sample_share: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    index = SparseIndex.from_tensors(lists, q_len, kv_len, samples)
+    index = SparseIndex.from_tensors(lists, q_len, kv_len, samples, sample_share)
     own_lse = need_lse or samples > 0
     match impl:
         case "reference":
@@ -178,6 +179,9 @@ def _sparse_attention(
 
 
 @_sparse_attention.register_fake
-def _(q, k, v, lists, q_len, kv_len, scale, softcap, need_lse, impl, fp8=False, samples=0):  # noqa: ANN001, ANN202
+def _(  # noqa: ANN202
+    q, k, v, lists, q_len, kv_len, scale, softcap, need_lse, impl, fp8=False, samples=0,  # noqa: ANN001
+    sample_share=1.0,  # noqa: ANN001
+):  # fmt: skip
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     return out, q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)

@@ -48,7 +48,7 @@ def paged_sparse_attention(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     out, lse = torch.ops.minference.paged_sparse_attention(
         q, k_cache, v_cache, block_table, index.tensors(), index.kv_len, factor, softcap,
-        sinks is not None, _resolve(impl, q), index.samples,
+        sinks is not None, _resolve(impl, q), index.samples, index.sample_share,
     )  # fmt: skip
     return out if sinks is None else with_sinks(out, lse, sinks)[0]
 
@@ -66,17 +66,19 @@ def _paged_sparse_attention(
     need_lse: bool,
     impl: str,
     samples: int = 0,
+    sample_share: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     q_len = q.shape[2]
     if impl != "triton":
         k, v = (gather_pages(x, table, kv_len) for x in (k_cache, v_cache))
         contiguous = torch.ops.minference.sparse_attention
         return contiguous(
-            q, k, v, lists, q_len, kv_len, scale, softcap, need_lse, impl, False, samples
-        )
+            q, k, v, lists, q_len, kv_len, scale, softcap, need_lse, impl, False, samples,
+            sample_share,
+        )  # fmt: skip
     from minference.ops.attention import triton
 
-    index = SparseIndex.from_tensors(lists, q_len, kv_len, samples)
+    index = SparseIndex.from_tensors(lists, q_len, kv_len, samples, sample_share)
     k, v = k_cache.transpose(1, 2), v_cache.transpose(1, 2)
     out, lse = triton.sparse_attention(
         q, k, v, index, scale=scale, softcap=softcap, return_lse=need_lse or samples > 0,
@@ -90,7 +92,10 @@ def _paged_sparse_attention(
 
 
 @_paged_sparse_attention.register_fake
-def _(q, k_cache, v_cache, table, lists, kv_len, scale, softcap, need_lse, impl, samples=0):  # noqa: ANN001, ANN202
+def _(  # noqa: ANN202
+    q, k_cache, v_cache, table, lists, kv_len, scale, softcap, need_lse, impl, samples=0,  # noqa: ANN001
+    sample_share=1.0,  # noqa: ANN001
+):  # fmt: skip
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     return out, q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from minference.index import BLOCK, TILE, SparseIndex
-from minference.index_samples import MOST_SHARE, sample_keys, sample_stride
+from minference.index_samples import sample_keys, sample_stride
 
 LARGEST = 14 * math.log(2)
 """Logarithm of the most that a sample counts, in units of a row's own keys: weights are rounded to
@@ -57,7 +57,9 @@ def join_samples(
                 if softcap:
                     scores = softcap * torch.tanh(scores / softcap)
                 left_out = index.tile_blocks(b, h, tile)[keys // BLOCK] == 0
-                weights = sample_weights(scores, lse[b, own, here], left_out, stride)
+                weights = sample_weights(
+                    scores, lse[b, own, here], left_out, stride, index.sample_share
+                )
                 mass = 1 + weights.sum(dim=-1)
                 joint = out[b, own, here].float() + weights @ some_v
                 out[b, own, here] = (joint / mass[..., None]).to(out.dtype)
@@ -70,13 +72,14 @@ def sample_weights(
     lse: Float[Tensor, "*G rows"],
     left_out: Bool[Tensor, "... n"],
     stride: int,
+    share: float,
 ) -> Float[Tensor, "*G rows n"]:
     """How much samples weigh, in units of the sum of a row's own keys.
 
     Those that the row's blocks leave out count once for each of the run's keys, but then at most
-    as MOST_SHARE, and never less than once.
+    as `share`, and never less than once.
     """
     once = scores - lse[..., None]
-    times = torch.minimum(once + math.log(stride), once.clamp(min=math.log(MOST_SHARE)))
+    times = torch.minimum(once + math.log(stride), once.clamp(min=math.log(share)))
     times = times.clamp(max=LARGEST).masked_fill(~left_out, -torch.inf)
     return times.masked_fill(lse[..., None] == -torch.inf, -torch.inf).exp()

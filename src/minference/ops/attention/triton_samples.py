@@ -14,7 +14,6 @@ from minference.index_samples import (
     HASH,
     LEAST_STRIDE,
     LONG,
-    MOST_SHARE,
     sample_room,
     sample_stride,
 )
@@ -43,7 +42,6 @@ _LEAST_STRIDE = tl.constexpr(LEAST_STRIDE)
 _LONG = tl.constexpr(LONG)
 _HASH = tl.constexpr(HASH)
 _LARGEST = tl.constexpr(LARGEST * LOG2_E)
-_MOST_SHARE = tl.constexpr(math.log2(MOST_SHARE))
 _LOG2_E = tl.constexpr(LOG2_E)
 KEYS = 64
 """Samples of a step."""
@@ -144,7 +142,7 @@ def _packed_rows(ptr, desc, b, head, row, BLOCK_D: tl.constexpr, KEYS: tl.conste
 @triton.jit(do_not_specialize=["slots", "q_len", "kv_len", "samples", "room", "rows"])
 def _join_samples(
     q_ptr, packed_k, packed_v, out_ptr, lse_ptr, counts_ptr, first_ptr, stop_ptr, q_steps, slots,
-    q_len, kv_len, samples, room, rows, scaling, k_desc, v_desc, H: tl.constexpr,
+    q_len, kv_len, samples, room, rows, share, scaling, k_desc, v_desc, H: tl.constexpr,
     HKV: tl.constexpr, LISTS: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
     STAGES: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -188,7 +186,7 @@ def _join_samples(
             once = scores - own_sum[:, None]
         else:
             once = scores * factor - own_sum[:, None]
-        times = tl.minimum(once + often, tl.maximum(once, _MOST_SHARE))
+        times = tl.minimum(once + often, tl.maximum(once, share))
         weights = tl.exp2(tl.minimum(times, _LARGEST))
         mass += tl.sum(weights, 1)
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
@@ -242,7 +240,8 @@ def join_samples(
     tuned = launch or (attention_launch(dim, q.dtype, device) if single or dim > 128 else LAUNCH)
     _join_samples[(batch * heads * slots * (TILE // tuned.rows),)](
         q, packed[0], packed[1], out, lse, counts, *bounds, tuple(q.stride()[:3]), slots, q_len,
-        index.kv_len, index.samples, room, rows, log2_scaling(scale, softcap),
+        index.kv_len, index.samples, room, rows, math.log2(index.sample_share),
+        log2_scaling(scale, softcap),
         *tma_descriptors(packed[0], packed[1], KEYS, tma=tma_serves(packed)), H=heads,
         HKV=kv_heads, LISTS=index.heads, D=dim,
         ROWS=tuned.rows, STAGES=1 if single else tuned.stages, SOFTCAP=bool(softcap),
