@@ -148,7 +148,7 @@ def test_a_short_call_after_a_long_context_is_looked_at_closer_as_a_whole(
 
 def test_fewer_rows_are_scored_of_longer_contexts_and_in_later_layers() -> None:
     first, stop = torch.zeros(1), torch.ones(1)
-    lengths = (1 << 10, 1 << 14, 3 << 15, 3 << 16, 1 << 18, 1 << 20, 1 << 23)
+    lengths = (1 << 10, 1 << 15, 3 << 15, 3 << 16, 1 << 18, 1 << 20, 1 << 23)
     layouts = [Layout(first, stop, n, n) for n in lengths]
     early, late = ([Grouped().plan(x, layer).rows for x in layouts] for layer in (2, 3))
     assert early == [256, 256, 256, 256, 128, 32, 32]

@@ -12,8 +12,8 @@ from minference.ops.groups.api import grouped_blocks, guard_blocks
 from minference.ops.groups.guard import Guarded
 from minference.ops.groups.plan import LEAST_ROWS, LEAST_WIDER, Plan, power_of_two
 
-SHORT = 1 << 14
-"""Longest context of which every layer scores the rows asked for: 16K keys."""
+SHORT = 1 << 15
+"""Longest context of which every layer scores the rows asked for: 32K keys."""
 
 FULL_ROWS = 3 << 15
 """Beyond so many keys, 96K, rows become fewer as the context grows."""
@@ -28,7 +28,7 @@ class Grouped(Method):
             1 - mass, of the attention of some sampled row is kept.
         rows: rows of a group of 512 that are scored for each head; fewer beyond 96K keys, in early
             layers beyond 192K.
-        later_rows: behind the early layers at most so many, in contexts of more than 16K keys.
+        later_rows: behind the early layers at most so many, in contexts of more than 32K keys.
         candidates: blocks of a group whose keys are scored, chosen by means of 4 keys, in contexts
             of more than twice as many; a multiple of 64, 0 for every block.
         most: most blocks that a tile keeps besides block 0 and the three at the diagonal.
@@ -47,7 +47,7 @@ class Grouped(Method):
             once.
         first_share: the same in layer 0.
         last: rows at the end of a call, where a question most often is, that are looked at closer
-            in every layer in contexts of more than 16K keys, by all the rows asked for; at most an
+            in every layer in contexts of more than 32K keys, by all the rows asked for; at most an
             eighth of a call of more rows than these. Not rows padded on the right. 0 for none.
     """
 
