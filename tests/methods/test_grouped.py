@@ -152,7 +152,7 @@ def test_fewer_rows_are_scored_of_longer_contexts_and_in_later_layers() -> None:
     layouts = [Layout(first, stop, n, n) for n in lengths]
     early, late = ([Grouped().plan(x, layer).rows for x in layouts] for layer in (2, 3))
     assert early == [256, 256, 256, 256, 128, 32, 32]
-    assert late == [256, 256, 64, 64, 64, 16, 16]
+    assert late == [256, 256, 128, 128, 64, 16, 16]
 
 
 def test_candidates_are_chosen_in_contexts_of_more_than_twice_as_many_blocks() -> None:

@@ -56,7 +56,7 @@ class Grouped(Method):
     cpu_tokens: ClassVar[int] = 3 << 14
     mass: float = 0.98
     rows: int = 256
-    later_rows: int = 64
+    later_rows: int = 128
     candidates: int = 128
     most: int = 12
     wider: int = 128
