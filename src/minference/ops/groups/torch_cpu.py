@@ -23,8 +23,8 @@ from minference.ops.groups.plan import (
     row_places,
 )
 
-STEP = 128 * BLOCK
-"""Keys that are scored at once."""
+STEP = 16 * BLOCK
+"""Keys that are scored at once: few enough for their scores to stay in the cache."""
 
 
 def read_keys(
@@ -147,8 +147,9 @@ def _best_scores(
 
 
 def _planes(scores: Float[Tensor, "Hkv S R n"]) -> Float[Tensor, "3 Hkv S R blocks"]:
-    ends = scores.unflatten(3, (-1, BLOCK // EDGE, EDGE)).amax(dim=5)
-    return torch.stack([ends[..., 1:-1].amax(dim=4), ends[..., 0], ends[..., -1]])
+    keys = scores.unflatten(3, (-1, BLOCK))
+    parts = keys[..., EDGE:-EDGE], keys[..., :EDGE], keys[..., -EDGE:]
+    return torch.stack([part.amax(dim=4) for part in parts])
 
 
 def _mean_sums(
@@ -189,7 +190,7 @@ def _best_cells(
 ) -> Float[Tensor, "Hkv S R far"]:
     """The best score of a cell of each block between block 0 and `near`."""
     size, best = cells.shape[2], []
-    for some in cells[:, 1:near].split(STEP // BLOCK, dim=1):
+    for some in cells[:, 1:near].split(STEP // size, dim=1):
         scores = _scores(rows, some.flatten(1, 2), softcap)
         best.append(scores.unflatten(-1, (-1, size)).amax(dim=-1))
     return torch.cat(best, dim=-1)
