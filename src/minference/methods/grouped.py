@@ -52,7 +52,7 @@ class Grouped(Method):
     """
 
     name: ClassVar[str] = "grouped"
-    # on two cores an early layer takes .99 of dense attention's time here, another .46
+    # on two cores layer 0 takes .9 of dense attention's time here, a later layer .3
     cpu_tokens: ClassVar[int] = 3 << 14
     mass: float = 0.98
     rows: int = 256
