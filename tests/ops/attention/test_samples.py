@@ -191,7 +191,7 @@ def test_diffuse_rows_come_nearer_to_dense() -> None:
     assert error(64) < 0.3 * error(0)
 
 
-def test_samples_need_blocks_alone() -> None:
+def test_an_index_with_samples_is_checked() -> None:
     q, k, _ = random_qkv(2, 1, 300)
     index = listed(layout_of(q, k), 1)
     bad = replace(
