@@ -199,7 +199,7 @@ def test_an_index_with_samples_is_checked() -> None:
         columns=Ragged.from_rows(torch.tensor([[[[70]]]]), torch.ones(1, 1, 1, dtype=torch.int32)),
     )
     with pytest.raises(ValueError, match=r"sample_share must be a share in \(0, 1\], got 0"):
-        replace(index, sample_share=0).check()
+        replace(index, sample_share=0.0).check()
     with pytest.raises(ValueError, match="with samples must have blocks only, got 1 columns"):
         bad.check()
     half = Ragged(index.blocks.values - 1, index.blocks.start, index.blocks.count)
