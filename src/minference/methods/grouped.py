@@ -70,8 +70,9 @@ class Grouped(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.mass <= 1:
-            raise ValueError(f"mass must be a share in (0, 1], got {self.mass}")
+        for name in ("mass", "sample_share", "first_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be a share in (0, 1], got {getattr(self, name)}")
         if not 0 <= self.target <= 1:
             raise ValueError(f"target must be a share in [0, 1], got {self.target}")
         for name in ("rows", "later_rows"):
@@ -90,9 +91,6 @@ class Grouped(Method):
             raise ValueError(f"samples must be at least 0 keys, got {self.samples}")
         if self.first_layer < 1:
             raise ValueError(f"first_layer must be at least 1, got {self.first_layer}")
-        for name in ("sample_share", "first_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be a share in (0, 1], got {getattr(self, name)}")
         if self.last < 0:
             raise ValueError(f"last must be at least 0 rows, got {self.last}")
 
