@@ -36,15 +36,17 @@ def first_of(rated, best, limit):
     bits = best.to(tl.int32, bitcast=True)
     # integers in the order of the floats, halved so that sums of two fit
     bits = tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF) >> 1
-    many = tl.sum(rated.to(tl.int32)) > limit
-    under = limit * 0 - _HIGHEST - 2
-    over = tl.where(many, _HIGHEST, under)
+    found = tl.sum(rated.to(tl.int32))
     # `over`: at most `limit` are that good; `under`: more are
-    for _ in range(tl.where(many, 32, 0)):
+    under = tl.min(tl.where(rated, bits, _HIGHEST)) - 1
+    over = tl.max(tl.where(rated, bits, under)) + 1
+    over = tl.where(found > limit, over, under + 1)
+    while over > under + 1:
         middle = (under + over) >> 1
-        fits = tl.sum((rated & (bits >= middle)).to(tl.int32)) <= limit
-        over = tl.where(fits, middle, over)
-        under = tl.where(fits, under, middle)
+        found = tl.sum((rated & (bits >= middle)).to(tl.int32))
+        over = tl.where(found <= limit, middle, over)
+        # that many: done
+        under = tl.where(found > limit, middle, tl.where(found == limit, over - 1, under))
     kept = rated & (bits >= over)
     spare = limit - tl.sum(kept.to(tl.int32))
     level = rated & (bits == over - 1)
