@@ -53,7 +53,7 @@ def test_early_layers_choose_by_single_keys_for_longer_lists() -> None:
     first, stop = torch.zeros(1), torch.ones(1)
     layout = Layout(first, stop, 1 << 17, 1 << 17)
     zero, early, late = (Grouped().plan(layout, layer) for layer in (0, 2, 3))
-    assert early == replace(late, rows=256, cell=1, most=2 * late.most, mass=0.99)
+    assert early == replace(late, rows=256, cell=1, most=24, mass=0.99)
     assert zero == early
     assert Grouped(early=0).plan(layout, 0) == late
     q, k, _ = random_qkv(4, 2, 2048)
@@ -86,7 +86,7 @@ def test_a_long_call_looks_closer_at_its_last_groups(monkeypatch: pytest.MonkeyP
     close = Grouped(rows=32, most=4, mass=0.99, early=0, last=0).build_index(q, k, context).blocks
     monkeypatch.setattr(grouped, "SHORT", 2200)
     far, both = (
-        Grouped(rows=32, most=2, early=0, last=last).build_index(q, k, context).blocks
+        Grouped(rows=32, later_most=2, most=2, early=0, last=last).build_index(q, k, context).blocks
         for last in (0, 64)
     )
     assert close.count.sum() > far.count.sum()
@@ -100,7 +100,7 @@ def test_at_most_an_eighth_of_a_call_is_looked_at_closer(monkeypatch: pytest.Mon
     q, k, _ = random_qkv(2, 1, 4608)
     context = context_for(layout_of(q, k), 2)
     monkeypatch.setattr(grouped, "SHORT", 4096)
-    method = Grouped(rows=32, most=2, early=0)
+    method = Grouped(rows=32, most=2, later_most=2, early=0)
     far, own, more = (
         replace(method, last=last).build_index(q, k, context).blocks for last in (0, 576, 2048)
     )
@@ -137,7 +137,7 @@ def test_a_short_call_after_a_long_context_is_looked_at_closer_as_a_whole(
     close = Grouped(rows=32, most=4, mass=0.99, early=0, last=0).build_index(q, k, context).blocks
     monkeypatch.setattr(grouped, "SHORT", 3200)
     far, shorter, both = (
-        Grouped(rows=32, most=2, early=0, last=last).build_index(q, k, context).blocks
+        Grouped(rows=32, later_most=2, most=2, early=0, last=last).build_index(q, k, context).blocks
         for last in (0, 99, 100)
     )
     assert torch.equal(both.count, close.count)
@@ -152,7 +152,23 @@ def test_fewer_rows_are_scored_of_longer_contexts_and_in_later_layers() -> None:
     layouts = [Layout(first, stop, n, n) for n in lengths]
     early, late = ([Grouped().plan(x, layer).rows for x in layouts] for layer in (2, 3))
     assert early == [256, 256, 256, 256, 128, 32, 32]
-    assert late == [256, 256, 128, 128, 64, 16, 16]
+    assert late == [256, 256, 64, 64, 64, 16, 16]
+
+
+def test_later_layers_keep_more_blocks_where_they_score_fewer_rows() -> None:
+    first, stop = torch.zeros(1), torch.ones(1)
+    short, long = (Grouped().plan(Layout(first, stop, n, n), 3) for n in (1 << 15, (1 << 15) + 1))
+    assert (short.rows, short.most) == (256, 12)
+    assert (long.rows, long.most) == (64, 14)
+
+
+def test_last_rows_have_twice_the_candidates_by_means_behind_early_layers() -> None:
+    layout = Layout(torch.zeros(1), torch.ones(1), 1 << 17, 1 << 17)
+    early, late = (Grouped().last_plan(layout, layer) for layer in (2, 3))
+    assert early == Grouped().plan(layout, 2)
+    assert late == replace(early, cell=4, candidates=256)
+    short = replace(layout, q_len=2048)
+    assert Grouped().plan(short, 3) == late
 
 
 def test_candidates_are_chosen_in_contexts_of_more_than_twice_as_many_blocks() -> None:
@@ -170,6 +186,7 @@ def test_candidates_are_chosen_in_contexts_of_more_than_twice_as_many_blocks() -
         {"rows": 12},
         {"later_rows": 24},
         {"most": 0},
+        {"later_most": 0},
         {"wider": 9},
         {"candidates": 96},
         {"candidates": -64},

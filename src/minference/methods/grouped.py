@@ -10,7 +10,7 @@ from minference.methods.base import Context, Method
 from minference.ops.build import Layout, assemble
 from minference.ops.groups.api import grouped_blocks, guard_blocks
 from minference.ops.groups.guard import Guarded
-from minference.ops.groups.plan import LEAST_ROWS, LEAST_WIDER, Plan, power_of_two
+from minference.ops.groups.plan import CELL, LEAST_ROWS, LEAST_WIDER, Plan, power_of_two
 
 SHORT = 1 << 15
 """Longest context of which every layer scores the rows asked for: 32K keys."""
@@ -29,6 +29,7 @@ class Grouped(Method):
         rows: rows of a group of 512 that are scored for each head; fewer beyond 96K keys, in early
             layers beyond 192K.
         later_rows: behind the early layers at most so many, in contexts of more than 32K keys.
+        later_most: and so many blocks (`most`) there, since fewer rows say which.
         candidates: blocks of a group whose keys are scored, chosen by means of 4 keys, in contexts
             of more than twice as many; a multiple of 64, 0 for every block.
         most: most blocks that a tile keeps besides block 0 and the three at the diagonal.
@@ -47,8 +48,9 @@ class Grouped(Method):
             once.
         first_share: the same in layer 0.
         last: rows at the end of a call, where a question most often is, that are looked at closer
-            in every layer in contexts of more than 32K keys, by all the rows asked for; at most an
-            eighth of a call of more rows than these. Not rows padded on the right. 0 for none.
+            in every layer in contexts of more than 32K keys, by all the rows asked for and, behind
+            the early layers, by means of twice as many candidates; at most an eighth of a call of
+            more rows than these. Not rows padded on the right. 0 for none.
     """
 
     name: ClassVar[str] = "grouped"
@@ -56,7 +58,8 @@ class Grouped(Method):
     cpu_tokens: ClassVar[int] = 3 << 14
     mass: float = 0.98
     rows: int = 256
-    later_rows: int = 128
+    later_rows: int = 64
+    later_most: int = 14
     candidates: int = 128
     most: int = 12
     wider: int = 128
@@ -81,8 +84,10 @@ class Grouped(Method):
                 raise ValueError(f"{name} must be a multiple of {LEAST_ROWS}, got {rows}")
         if self.candidates < 0 or self.candidates % 64:
             raise ValueError(f"candidates must be a multiple of 64 blocks, got {self.candidates}")
-        if self.most < 1:
-            raise ValueError(f"most must be at least 1 block a tile, got {self.most}")
+        for name in ("most", "later_most"):
+            if getattr(self, name) < 1:
+                blocks = getattr(self, name)
+                raise ValueError(f"{name} must be at least 1 block a tile, got {blocks}")
         if self.wider < LEAST_WIDER:
             raise ValueError(f"wider must be at least {LEAST_WIDER} blocks, got {self.wider}")
         if self.early < 0:
@@ -102,12 +107,20 @@ class Grouped(Method):
         """
         plan = self._plan(layout)
         if layout.kv_len > SHORT and layout.q_len <= self.last:
-            return _closer(plan, self.rows)
+            return self.last_plan(layout, layer)
         if layer < self.early:
             return _closer(plan, min(2 * plan.rows, self.rows))
         if layout.kv_len <= SHORT:
             return plan
-        return replace(plan, rows=min(plan.rows, self.later_rows))
+        return replace(plan, rows=min(plan.rows, self.later_rows), most=self.later_most)
+
+    def last_plan(self, layout: Layout, layer: int) -> Plan:
+        """The same of a long context's last rows."""
+        closer = _closer(self._plan(layout), self.rows)
+        if layer < self.early:
+            return closer
+        # means hide little there, and twice as many of their candidates cost half as much
+        return replace(closer, cell=CELL, candidates=2 * self.candidates)
 
     def _plan(self, layout: Layout) -> Plan:
         times = power_of_two(-(-layout.kv_len // FULL_ROWS))
@@ -123,9 +136,9 @@ class Grouped(Method):
     def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
         layout = context.layout
         plan, how = self.plan(layout, context.layer), _how(context)
-        closer = _closer(self._plan(layout), self.rows)
-        ends_closer = self.last and layout.kv_len > SHORT and plan != closer
-        last = (min(self.last, layout.q_len // 8), closer) if ends_closer else None
+        last_plan = self.last_plan(layout, context.layer)
+        ends_closer = self.last and layout.kv_len > SHORT and plan != last_plan
+        last = (min(self.last, layout.q_len // 8), last_plan) if ends_closer else None
         lists, wider = grouped_blocks(q, k, layout, plan, last=last, **how)
         if self.target:
             lists = self.guard(q, k, lists, wider, context).lists
