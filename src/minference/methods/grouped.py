@@ -105,17 +105,23 @@ class Grouped(Method):
         Rows become fewer as the context grows, at last four a tile, so that the estimate grows
         with its length and not with the square.
         """
-        plan = self._plan(layout)
-        if layout.kv_len > SHORT and layout.q_len <= self.last:
+        if self.last_rows(layout) == layout.q_len:
             return self.last_plan(layout, layer)
+        plan = self._plan(layout)
         if layer < self.early:
             return _closer(plan, min(2 * plan.rows, self.rows))
         if layout.kv_len <= SHORT:
             return plan
         return replace(plan, rows=min(plan.rows, self.later_rows), most=self.later_most)
 
+    def last_rows(self, layout: Layout) -> int:
+        """Rows at the end of a call that are looked at closer."""
+        if layout.kv_len <= SHORT:
+            return 0
+        return layout.q_len if layout.q_len <= self.last else min(self.last, layout.q_len // 8)
+
     def last_plan(self, layout: Layout, layer: int) -> Plan:
-        """The same of a long context's last rows."""
+        """What is estimated and kept of them in a layer."""
         closer = _closer(self._plan(layout), self.rows)
         if layer < self.early:
             return closer
@@ -134,22 +140,21 @@ class Grouped(Method):
         )
 
     def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
-        layout = context.layout
-        plan, how = self.plan(layout, context.layer), _how(context)
-        last_plan = self.last_plan(layout, context.layer)
-        ends_closer = self.last and layout.kv_len > SHORT and plan != last_plan
-        last = (min(self.last, layout.q_len // 8), last_plan) if ends_closer else None
-        lists, wider = grouped_blocks(q, k, layout, plan, last=last, **how)
+        layout, layer = context.layout, context.layer
+        plan, closer = self.plan(layout, layer), self.last_plan(layout, layer)
+        rows = self.last_rows(layout) if plan != closer else 0
+        last = (rows, closer) if rows else None
+        lists, wider = grouped_blocks(q, k, layout, plan, last=last, **_how(context))
         if self.target:
             lists = self.guard(q, k, lists, wider, context).lists
-        times = 2 if context.layer < self.early else 1
+        times = 2 if layer < self.early else 1
         return assemble(
             layout,
             k.shape[1],
             blocks=lists,
             group_tiles=1,
-            samples=self.samples * (times if context.layer else self.first_layer),
-            sample_share=self.sample_share if context.layer else self.first_share,
+            samples=self.samples * (times if layer else self.first_layer),
+            sample_share=self.sample_share if layer else self.first_share,
         )
 
     def guard(
