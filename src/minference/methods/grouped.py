@@ -121,12 +121,12 @@ class Grouped(Method):
         return layout.q_len if layout.q_len <= self.last else min(self.last, layout.q_len // 8)
 
     def last_plan(self, layout: Layout, layer: int) -> Plan:
-        """What is estimated and kept of them in a layer."""
+        """The same of the last rows of a call in a long context."""
         closer = _closer(self._plan(layout), self.rows)
         if layer < self.early:
             return closer
         # means hide little there, and twice as many of their candidates cost half as much
-        return replace(closer, cell=CELL, candidates=2 * self.candidates)
+        return replace(closer, cell=CELL, candidates=2 * closer.candidates)
 
     def _plan(self, layout: Layout) -> Plan:
         times = power_of_two(-(-layout.kv_len // FULL_ROWS))

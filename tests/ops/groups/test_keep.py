@@ -13,8 +13,9 @@ from minference.testing import layout_of, random_qkv
 # the interpreter of Triton 3.6 turns arrays of one element into numbers
 @pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 @pytest.mark.parametrize("mass", [0.9, 1.0])
+@pytest.mark.parametrize("equal", [True, False])
 def test_takes_the_blocks_of_the_reference(
-    mass: float, device: torch.device, nan_poison: None
+    equal: bool, mass: float, device: torch.device, nan_poison: None
 ) -> None:
     from minference.ops.groups.triton_keep import take_blocks
 
@@ -22,8 +23,10 @@ def test_takes_the_blocks_of_the_reference(
     layout = layout_of(q, k)
     blocks, groups, tiles, room, most, wider = 46, 2, layout.chunk_tiles, 16, 5, 20
     generator = torch.Generator().manual_seed(0)
-    # few different values, so that many are equal; some of them are shares beyond 1
+    # few different values unless told, so that many are equal; some are shares beyond 1
     planes = torch.randint(-16, 2, (1, groups, 4, 3, blocks), generator=generator) / 2
+    if not equal:
+        planes += torch.rand(planes.shape, generator=generator)
     planes = planes.to(device)
     count = torch.zeros(1, 1, tiles, dtype=torch.int32, device=device)
     number = torch.zeros(1, 1, groups, dtype=torch.int32, device=device)

@@ -41,12 +41,11 @@ def first_of(rated, best, limit):
     under = tl.min(tl.where(rated, bits, _HIGHEST)) - 1
     over = tl.max(tl.where(rated, bits, under)) + 1
     over = tl.where(found > limit, over, under + 1)
-    while over > under + 1:
+    while (over > under + 1) & (found != limit):
         middle = (under + over) >> 1
         found = tl.sum((rated & (bits >= middle)).to(tl.int32))
         over = tl.where(found <= limit, middle, over)
-        # that many: done
-        under = tl.where(found > limit, middle, tl.where(found == limit, over - 1, under))
+        under = tl.where(found <= limit, under, middle)
     kept = rated & (bits >= over)
     spare = limit - tl.sum(kept.to(tl.int32))
     level = rated & (bits == over - 1)
