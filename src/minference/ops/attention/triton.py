@@ -21,12 +21,12 @@ from minference.ops._triton import (
     AttentionLaunch,
     attention_launch,
     log2_scaling,
-    padded_dim,
     tma_serves,
 )
 from minference.ops.attention.fp8 import E4M3
 from minference.ops.attention.triton_exact import sparse_attention_exact
 from minference.ops.attention.triton_fp8 import quantised_inputs
+from minference.ops.attention.triton_keys import keys_values, tma_descriptors
 from minference.ops.attention.triton_lists import count_below, pack_columns, pair_offsets
 from minference.ops.attention.triton_parts import (
     NEVER,
@@ -39,11 +39,9 @@ from minference.ops.attention.triton_parts import (
     bits_of_step,
     closes_at,
     covered,
-    in_pages,
     list_of,
     pages_of,
     place_program,
-    rows_at,
     store_tile,
     tile_dim,
     uncovered_bits,
@@ -54,64 +52,6 @@ _TILE = tl.constexpr(TILE)
 _BLOCK = tl.constexpr(BLOCK)
 _COLUMNS = tl.constexpr(1024)
 """Columns whose coverage a program looks up at once."""
-
-
-@triton.jit
-def _rows(
-    ptr, desc, step, page_step, b, head, end, paged, row, D: tl.constexpr, ROWS: tl.constexpr,
-    TMA: tl.constexpr, GUARD: tl.constexpr, PAGE: tl.constexpr,
-):  # fmt: skip
-    """Rows [row, row + ROWS) of one head; with GUARD zeros beyond the buffer. [ROWS, BLOCK_D]"""
-    BLOCK_D: tl.constexpr = tile_dim(D)
-    if TMA:
-        return desc.load([b, head, row.to(tl.int32), 0]).reshape(ROWS, BLOCK_D)
-    place = row + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK_D)
-    at = rows_at(place.to(tl.int64)[:, None], paged, step, page_step, PAGE)
-    at = ptr + at + column[None, :]
-    if GUARD:
-        known = ((place >= 0) & (place < end))[:, None] & (column < D)[None, :]
-        return tl.load(at, mask=known, other=0.0)
-    if BLOCK_D == D:
-        return tl.load(at)
-    return tl.load(at, mask=(column < D)[None, :], other=0.0)
-
-
-@triton.jit
-def _turned(
-    ptr, desc, step, b, head, end, row, D: tl.constexpr, ROWS: tl.constexpr, TMA: tl.constexpr,
-    GUARD: tl.constexpr,
-):  # fmt: skip
-    """Columns [row, row + ROWS) of turned values, as rows. [ROWS, BLOCK_D]"""
-    BLOCK_D: tl.constexpr = tile_dim(D)
-    if TMA:
-        return desc.load([b, head, 0, row.to(tl.int32)]).reshape(BLOCK_D, ROWS).T
-    place = row + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK_D)
-    at = ptr + column.to(tl.int64)[:, None] * step + place[None, :]
-    known = (column < D)[:, None]
-    if GUARD:
-        known &= (place < end)[None, :]
-    return tl.load(at, mask=known, other=0.0).T
-
-
-@triton.jit
-def _keys_values(
-    source, row, D: tl.constexpr, ROWS: tl.constexpr, TMA: tl.constexpr, GUARD: tl.constexpr,
-    PRECISION: tl.constexpr, PAGE: tl.constexpr,
-):  # fmt: skip
-    k_ptr, v_ptr, k_desc, v_desc, steps, b, head, end, pages = source
-    k_step, v_step, k_page, v_page = steps
-    paged = in_pages(pages, row + tl.arange(0, ROWS), end, PAGE)
-    k = _rows(k_ptr, k_desc, k_step, k_page, b, head, end, paged, row, D, ROWS, TMA, GUARD, PAGE)
-    if PRECISION == "fp8":
-        # of turned values, the step is that from dim to dim
-        v = _turned(v_ptr, v_desc, v_step, b, head, v_step, row, D, ROWS, TMA, GUARD)
-    else:
-        v = _rows(
-            v_ptr, v_desc, v_step, v_page, b, head, end, paged, row, D, ROWS, TMA, GUARD, PAGE
-        )
-    return k, v
 
 
 @triton.jit
@@ -156,7 +96,7 @@ def _diagonal(
     for part in tl.static_range(_TILE // WIDE):
         begin = tile * _TILE + part * WIDE
         key = begin + tl.arange(0, WIDE)
-        k, v = _keys_values(source, first + begin, D, WIDE, TMA, True, PRECISION, PAGE)
+        k, v = keys_values(source, first + begin, D, WIDE, TMA, True, PRECISION, PAGE)
         if PRECISION != "fp8":
             # keys past the last real one may hold anything, and 0 * NaN is NaN
             v = tl.where((key < real)[:, None], v, 0.0).to(v.dtype)
@@ -257,7 +197,7 @@ def _sparse_attention(
         pair = i // SPLIT
         at_row = base - (ahead + 1) * _BLOCK + (i - pair * SPLIT) * WIDE
         ahead = tl.load(steps + tl.minimum((i + 1) // SPLIT, n_pairs - 1))
-        k, v = _keys_values(wide, at_row, D, WIDE, TMA, False, PRECISION, PAGE)
+        k, v = keys_values(wide, at_row, D, WIDE, TMA, False, PRECISION, PAGE)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, pos, pos, UNMASKED, SOFTCAP, PRECISION
         )
@@ -266,14 +206,14 @@ def _sparse_attention(
     for i in tl.range(0, n_singles, num_stages=STAGES):
         at_row = base - ahead * _BLOCK
         ahead = tl.load(last - tl.minimum(i + 1, n_singles - 1))
-        k, v = _keys_values(narrow, at_row, D, _BLOCK, TMA, False, PRECISION, PAGE)
+        k, v = keys_values(narrow, at_row, D, _BLOCK, TMA, False, PRECISION, PAGE)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, pos, pos, UNMASKED, SOFTCAP, PRECISION
         )
     for i in tl.range(masked, end, num_stages=STAGES):
         begin = tile * _TILE - tl.load(offsets + i) * _BLOCK
         key = begin + tl.arange(0, _BLOCK)
-        k, v = _keys_values(narrow, origin + begin, D, _BLOCK, TMA, False, PRECISION, PAGE)
+        k, v = keys_values(narrow, origin + begin, D, _BLOCK, TMA, False, PRECISION, PAGE)
         acc, peak, total = attend(
             q, k, v, acc, peak, total, scaling, pos, key, closes_at(key, window, sink),
             ROWS_OF_KEY, SOFTCAP, PRECISION,
@@ -282,7 +222,7 @@ def _sparse_attention(
         entry = tl.load(blocks + i)
         begin = (entry >> 2) * _BLOCK
         key = begin + tl.arange(0, _BLOCK)
-        k, v = _keys_values(narrow, origin + begin, D, _BLOCK, TMA, False, PRECISION, PAGE)
+        k, v = keys_values(narrow, origin + begin, D, _BLOCK, TMA, False, PRECISION, PAGE)
         middle = tile * _TILE + _BLOCK
         opens = tl.where(entry & 3 == 2, middle, 0)
         opens = tl.where(covered(bitmap, 2 * tile - (entry >> 2)) != 0, NEVER, opens)
@@ -310,14 +250,14 @@ def _sparse_attention(
             plain == n, end, tl.minimum(tl.maximum(plain - chunk, 0) // WIDE, STEPS) * WIDE
         )
         for i in tl.range(0, whole, WIDE, num_stages=STAGES):
-            k, v = _keys_values(packed, first_row + chunk + i, D, WIDE, TMA, True, PRECISION, 0)
+            k, v = keys_values(packed, first_row + chunk + i, D, WIDE, TMA, True, PRECISION, 0)
             shown = bits_of_step(words, i, STEPS, WIDE, WIDE)
             acc, peak, total = attend(
                 q, k, v, acc, peak, total, scaling, pos, shown, pos, WHOLE_KEYS, SOFTCAP, PRECISION
             )
         for i in tl.range(whole, end, _BLOCK, num_stages=STAGES):
             begin = chunk + i
-            k, v = _keys_values(few, first_row + begin, D, _BLOCK, TMA, True, PRECISION, 0)
+            k, v = keys_values(few, first_row + begin, D, _BLOCK, TMA, True, PRECISION, 0)
             place = begin + tl.arange(0, _BLOCK)
             key = tl.load(columns + place, mask=place < n, other=0)
             shown = bits_of_step(words, i, STEPS, WIDE, _BLOCK)
@@ -337,23 +277,6 @@ def _sparse_attention(
         acc *= v_scale
     RAISE: tl.constexpr = RAISED if FP8 else 0
     store_tile(out_ptr, lse_ptr, at, acc, peak, total, inside, wanted, D, LSE, RAISE)
-
-
-def tma_descriptors(k: Tensor, v: Tensor, rows: int, *, tma: bool) -> tuple[Any, Any]:
-    """Host TMA descriptors that load `rows` rows of one head, or nothing."""
-    if not tma:
-        return None, None
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    dim = k.shape[-1]
-    blocks = [[1, 1, rows, padded_dim(dim)]] * 2
-    if k.dtype == E4M3:
-        blocks[1] = [1, 1, padded_dim(dim), rows]
-    made = [
-        TensorDescriptor(x, list(x.shape), list(x.stride()), block)
-        for x, block in zip((k, v), blocks, strict=True)
-    ]
-    return made[0], made[1]
 
 
 def _lists(lists: Ragged) -> tuple[Tensor, Tensor, Tensor, int]:

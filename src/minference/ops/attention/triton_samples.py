@@ -26,7 +26,7 @@ from minference.ops._triton import (
     tma_serves,
 )
 from minference.ops.attention.samples import LARGEST
-from minference.ops.attention.triton import tma_descriptors
+from minference.ops.attention.triton_keys import tma_descriptors
 from minference.ops.attention.triton_parts import (
     in_pages,
     list_of,
