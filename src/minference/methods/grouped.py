@@ -18,6 +18,9 @@ SHORT = 1 << 15
 FULL_ROWS = 3 << 15
 """Beyond so many keys, 96K, rows become fewer as the context grows."""
 
+LAST_PART = 8
+"""Of a call with more rows than `last`, one in so many may be looked at closer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grouped(Method):
@@ -118,7 +121,9 @@ class Grouped(Method):
         """Rows at the end of a call that are looked at closer."""
         if layout.kv_len <= SHORT:
             return 0
-        return layout.q_len if layout.q_len <= self.last else min(self.last, layout.q_len // 8)
+        if layout.q_len <= self.last:
+            return layout.q_len
+        return min(self.last, layout.q_len // LAST_PART)
 
     def last_plan(self, layout: Layout, layer: int) -> Plan:
         """The same of the last rows of a call in a long context."""
