@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minference.index import TILE, Ragged, SparseIndex, merge_heads, real_bounds
 from minference.methods.base import Context, Method
+from minference.ops._dispatch import default_device as default_device
 from minference.ops.build import Layout, a_shape_index, assemble, dense_index
 from minference.ops.select.reference import columns_from_positions, lines_to_offsets
 
@@ -28,11 +29,6 @@ _TOLERANCE = {
 def tolerance(dtype: torch.dtype) -> dict[str, float]:
     """Absolute and relative tolerance for attention outputs of standard-normal values."""
     return {"atol": _TOLERANCE[dtype], "rtol": _TOLERANCE[dtype]}
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def layout_of(

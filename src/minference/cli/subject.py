@@ -62,10 +62,10 @@ def default_method() -> str:
     """The method of a command that names none, on the device that `load` takes."""
     import torch
 
-    from minference.integrations.transformers.load import default_device
     from minference.methods import default_method_name
+    from minference.ops._dispatch import default_device
 
-    return default_method_name(torch.device(default_device()), torch.bfloat16)
+    return default_method_name(default_device(), torch.bfloat16)
 
 
 def text(prompt: str | None, file: Path | None, demo_facts: bool) -> str | None:

@@ -15,8 +15,8 @@ from lm_eval.models.huggingface import HFLM
 
 from minference.eval.scoring import SERVE_ALL
 from minference.integrations.transformers import attach
-from minference.integrations.transformers.load import default_device
 from minference.methods.spec import build_method, parse_method
+from minference.ops._dispatch import default_device
 
 
 @register_model("minference")
@@ -38,7 +38,7 @@ class SparseLM(HFLM):
         """
         spec = parse_method(method.replace(";", ","))
         if isinstance(pretrained, str):
-            options["device"] = options.get("device") or default_device()
+            options["device"] = options.get("device") or default_device().type
             # bfloat16 matrix products are slow on most CPUs
             if options["device"] == "cpu":
                 options.setdefault("dtype", "float32")

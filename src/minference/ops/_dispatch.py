@@ -1,4 +1,5 @@
-"""Which implementation computes an operation: an explicit choice is kept or refused, never bent."""
+"""On which device something is computed, and by which implementation: an explicit choice is kept or
+refused, never bent."""
 
 import functools
 import importlib.util
@@ -11,6 +12,11 @@ from minference.errors import UnsupportedError, unknown_name
 from minference.log import info_once
 
 Reason = str | None
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def interpreted() -> bool:

@@ -13,12 +13,9 @@ from urllib.request import getproxies, proxy_bypass
 
 import torch
 
+from minference.ops._dispatch import default_device
+
 _SECONDS = 5.0
-
-
-def default_device() -> str:
-    """CUDA where there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load(name: str, device: str | None = None) -> tuple[Any, Any]:
@@ -26,7 +23,7 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
 
     Args:
         name: hub id or path.
-        device: where to; `default_device` unless given.
+        device: where to; the GPU where there is one, else the CPU, unless given.
 
     Raises:
         ValueError: there is no such model, or it cannot be read.
@@ -35,7 +32,7 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    target = device or default_device()
+    target = device or default_device().type
     # bfloat16 matrix products are slow on most CPUs
     dtype = torch.float32 if target == "cpu" else "auto"
     with _source(name) as options:
