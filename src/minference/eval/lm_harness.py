@@ -15,6 +15,7 @@ from lm_eval.models.huggingface import HFLM
 
 from minference.eval.scoring import SERVE_ALL
 from minference.integrations.transformers import attach
+from minference.integrations.transformers.load import default_dtype
 from minference.methods.spec import build_method, parse_method
 from minference.ops._dispatch import default_device
 
@@ -39,9 +40,7 @@ class SparseLM(HFLM):
         spec = parse_method(method.replace(";", ","))
         if isinstance(pretrained, str):
             options["device"] = options.get("device") or default_device().type
-            # bfloat16 matrix products are slow on most CPUs
-            if options["device"] == "cpu":
-                options.setdefault("dtype", "float32")
+            options.setdefault("dtype", default_dtype(options["device"]))
         super().__init__(pretrained, **options)
         own = build_method(spec, self.model.config)
         self.method_label = spec.label

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 from huggingface_hub import constants
@@ -14,6 +15,8 @@ from transformers import AutoConfig
 
 from minference.integrations.transformers import load as loading
 from minference.testing import tiny_model
+
+NEEDLE = Path(__file__).resolve().parents[3] / "models" / "needle"
 
 
 def unreachable(*_: object, **__: object) -> None:
@@ -31,6 +34,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name, **options: seen.append(options))
     monkeypatch.setattr(loading, "getproxies", dict)
     return seen
+
+
+def test_a_cpu_gets_float32_and_a_gpu_what_the_model_has(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tiny_model("qwen3").to(torch.bfloat16).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(NEEDLE).save_pretrained(tmp_path)
+    model, _ = loading.load(str(tmp_path), "cpu")
+    assert model.dtype == torch.float32
+    assert loading.default_dtype("cuda") == "auto"
 
 
 @pytest.mark.parametrize(

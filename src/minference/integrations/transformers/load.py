@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -16,6 +16,11 @@ import torch
 from minference.ops._dispatch import default_device
 
 _SECONDS = 5.0
+
+
+def default_dtype(device: str) -> torch.dtype | Literal["auto"]:
+    """float32 on a CPU, since bfloat16 matrix products are slow on most; else the model's own."""
+    return torch.float32 if device == "cpu" else "auto"
 
 
 def load(name: str, device: str | None = None) -> tuple[Any, Any]:
@@ -33,9 +38,8 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
 
     logging.disable_progress_bar()
     target = device or default_device().type
-    # bfloat16 matrix products are slow on most CPUs
-    dtype = torch.float32 if target == "cpu" else "auto"
     with _source(name) as options:
+        dtype = default_dtype(target)
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     return model.to(target).eval(), tokenizer
