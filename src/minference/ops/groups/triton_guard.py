@@ -14,7 +14,7 @@ from minference.ops.groups.triton_rows import MOST, log2_scores
 
 SPLITS = 16
 
-SLOTS = 16
+SLOTS = 32
 """Guarded rows of a program."""
 
 SUMS = 5
@@ -74,18 +74,18 @@ def _row_sums(
     last = tl.max(pos)
     key = tl.arange(0, _BLOCK)
     k = tl.load(k_from + key[:, None] * k_steps[2], mask=(key <= last)[:, None] & there, other=0.0)
-    scores = tl.dot(k, q.T, input_precision=PRECISION)
+    scores = tl.dot(q, k.T, input_precision=PRECISION)
     scores = log2_scores(scores, factor, ceiling, SOFTCAP)
-    peak = tl.max(tl.where(key[:, None] <= pos[None, :], scores, float("-inf")), 0)
+    peak = tl.max(tl.where(key[None, :] <= pos[:, None], scores, float("-inf")), 1)
     peak = tl.where(peak == float("-inf"), 0.0, peak)
-    total = tl.zeros([TAKE * SLOTS], tl.float32)
+    total = tl.zeros([SLOTS * TAKE], tl.float32)
     kept, kept_too, dropped, dropped_too = total, total, total, total
-    held = tl.zeros([_STEP, TAKE * SLOTS], tl.float32)
+    held = tl.zeros([SLOTS * TAKE, _STEP], tl.float32)
     steps = (last + _STEP * _BLOCK) // (_STEP * _BLOCK)
     each = (steps + SPLITS - 1) // SPLITS
     begin = tl.program_id(0) * each
     own = tl.program_id(1) // BUNDLES * SLOTS + tl.arange(0, SLOTS)
-    flags_ptr += (item * slots + own).to(tl.int64)[None, :] * blocks
+    flags_ptr += (item * slots + own).to(tl.int64)[:, None] * blocks
     for at in tl.range(begin * _BLOCK, tl.minimum(begin + each, steps) * _BLOCK, num_stages=STAGES):
         step = at // _BLOCK
         block = step * _STEP + tl.arange(0, _STEP)
@@ -95,22 +95,22 @@ def _row_sums(
             mask=(key <= last)[:, None] & there,
             other=0.0,
         )
-        scores = tl.dot(k, q.T, input_precision=PRECISION)
-        scores = log2_scores(scores, factor, ceiling, SOFTCAP) - peak[None, :]
+        scores = tl.dot(q, k.T, input_precision=PRECISION)
+        scores = log2_scores(scores, factor, ceiling, SOFTCAP) - peak[:, None]
         weights = tl.exp2(tl.minimum(scores, MOST))
-        held += tl.where(key[:, None] <= pos[None, :], weights, 0.0)
+        held += tl.where(key[None, :] <= pos[:, None], weights, 0.0)
         if (at + 1) // _BLOCK * _BLOCK == at + 1:
-            known = (own < slots)[None, :] & (block < blocks)[:, None]
-            flags = tl.load(flags_ptr + block[:, None], mask=known, other=0)
-            flags = tl.broadcast_to(flags[:, :, None], [_STEP, SLOTS, TAKE])
-            flags = tl.reshape(flags, [_STEP, SLOTS * TAKE])
+            known = (own < slots)[:, None] & (block < blocks)[None, :]
+            flags = tl.load(flags_ptr + block[None, :], mask=known, other=0)
+            flags = tl.broadcast_to(flags[:, None, :], [SLOTS, TAKE, _STEP])
+            flags = tl.reshape(flags, [SLOTS * TAKE, _STEP])
             listed, listed_too = (flags & 1) > 0, (flags & 2) > 0
-            total += tl.sum(held, 0)
-            kept += tl.sum(tl.where(listed, held, 0.0), 0)
-            kept_too += tl.sum(tl.where(listed_too, held, 0.0), 0)
-            dropped = tl.maximum(dropped, tl.max(tl.where(listed, 0.0, held), 0))
-            dropped_too = tl.maximum(dropped_too, tl.max(tl.where(listed_too, 0.0, held), 0))
-            held = tl.zeros([_STEP, TAKE * SLOTS], tl.float32)
+            total += tl.sum(held, 1)
+            kept += tl.sum(tl.where(listed, held, 0.0), 1)
+            kept_too += tl.sum(tl.where(listed_too, held, 0.0), 1)
+            dropped = tl.maximum(dropped, tl.max(tl.where(listed, 0.0, held), 1))
+            dropped_too = tl.maximum(dropped_too, tl.max(tl.where(listed_too, 0.0, held), 1))
+            held = tl.zeros([SLOTS * TAKE, _STEP], tl.float32)
     to = ((item * slots + slot) * SHARE + inner).to(tl.int64) * SPLITS + tl.program_id(0)
     to = sums_ptr + to * _SUMS
     real = (slot < slots) & (inner < SHARE)
@@ -144,6 +144,6 @@ def row_sums(
         k.shape[2], slots, flags.shape[2], *log2_scaling(scale, softcap), HKV=kv_heads, SHARE=share,
         TAKE=take, D=dim, BLOCK_D=padded_dim(dim), SPLITS=SPLITS, STAGES=1 if exact else 3,
         SOFTCAP=bool(softcap), PRECISION="ieee" if exact else "tf32", BUNDLES=bundles,
-        SLOTS=SLOTS, num_warps=4,
+        SLOTS=SLOTS, num_warps=8, maxnreg=None if exact else 128,
     )  # fmt: skip
     return sums
