@@ -25,7 +25,7 @@ STEP = 64
 SAMPLED_KEYS = 64
 """Keys of a head that give the unit of its keys."""
 
-MEANS_AT_ONCE = 4
+MEANS_AT_ONCE = 16
 
 _BLOCK = tl.constexpr(BLOCK)
 _STEP = tl.constexpr(STEP)
@@ -137,6 +137,6 @@ def copy_keys(
     _copy_keys[(count // BLOCK // MEANS_AT_ONCE, batch * kv_heads)](
         k, keys, means, few, unit, layout.first, layout.stop, tuple(k.stride()[:3]), count,
         means.shape[2], HKV=kv_heads, D=dim, BLOCK_D=padded_dim(dim), FP8=fp8, SHIFTED=shifted,
-        FINE=fine, num_warps=2,
+        FINE=fine, num_warps=8,
     )  # fmt: skip
     return Cells(keys, means, few if fine else None, unit)

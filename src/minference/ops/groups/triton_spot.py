@@ -110,9 +110,18 @@ def _sampled_queries(
 
 
 @triton.jit
-def _weights(scores, peak, seen):
-    """Sum of what each row sees, relative to 2 ** peak."""
-    return tl.sum(tl.where(seen, tl.exp2(tl.minimum(scores - peak[:, None], MOST)), 0.0), 1)
+def _weights(scores, peak, most):
+    """Sum of what each row sees, relative to 2 ** peak, a key at most 2 ** most."""
+    return tl.sum(tl.exp2(tl.minimum(scores - peak[:, None], most)), 1)
+
+
+@triton.jit
+def _most_of(seen):
+    """Log2 of the most that each place of a step weighs for rows that see so many of them: `MOST`,
+    or nothing. In arithmetic, since the results of as many comparisons would fill registers."""
+    seen = tl.minimum(tl.maximum(seen, 0), _STEP).to(tl.float32) * 1024 - 512
+    place = tl.arange(0, _STEP).to(tl.float32) * 1024
+    return tl.minimum(seen[:, None] - place[None, :], MOST)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -142,43 +151,57 @@ def sum_rows(
     )  # fmt: skip
     stop = tl.where(low < stop, stop, 0)
     factor *= unit * tl.load(unit_ptr + item)
-    line = tl.arange(0, _STEP)
+    own = ((item * tl.num_programs(0) + here) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
+    at = own * LINES + tl.arange(0, LINES)
     column = tl.arange(0, BLOCK_D)
+    stored = rows_ptr + at[:, None] * BLOCK_D + column[None, :]
+    tl.store(stored, q)
+    tl.store(factors_ptr + own, factor)
+    # loaded, they go to the products by shared memory and leave registers free
+    tl.debug_barrier()
+    q = tl.load(stored)
+    line = tl.arange(0, _STEP)
     cells = keys_ptr + item.to(tl.int64) * n_keys * BLOCK_D
     k = tl.load(cells + cell_slot(line, _BLOCK)[:, None] * BLOCK_D + column[None, :])
     scores = tl.dot(q, k.T, input_precision=PRECISION)
     scores = log2_scores(scores, factor, ceiling, SOFTCAP)
-    seen = line[None, :] <= pos[:, None]
-    peak = tl.max(tl.where(seen, scores, float("-inf")), 1)
+    peak = tl.max(tl.where(line[None, :] <= pos[:, None], scores, float("-inf")), 1)
     peak = tl.where(peak == float("-inf"), 0.0, peak)
-    total = _weights(scores, peak, seen)
+    total = _weights(scores, peak, _most_of(pos + 1))
     # the first near block of each row's group, and of the first one
     near = tl.maximum(tl.maximum(pos // _GROUP * _GROUP, begin) // _TILE * 2 - 1, 1)
     begin = tl.maximum(tl.maximum(low // _GROUP * _GROUP, begin) // _TILE * 2 - 1, 1)
     for block in tl.range(begin, (stop + _BLOCK - 1) // _BLOCK, num_stages=STAGES):
-        key = block * _BLOCK + line
-        k = tl.load(cells + cell_slot(key, _BLOCK)[:, None] * BLOCK_D + column[None, :])
+        slot = cell_slot(block * _BLOCK + line, _BLOCK)
+        k = tl.load(cells + slot[:, None] * BLOCK_D + column[None, :])
         scores = tl.dot(q, k.T, input_precision=PRECISION)
         scores = log2_scores(scores, factor, ceiling, SOFTCAP)
-        total += _weights(scores, peak, (key[None, :] <= pos[:, None]) & (block >= near)[:, None])
+        seen = tl.where(block >= near, pos + 1 - block * _BLOCK, 0)
+        total += _weights(scores, peak, _most_of(seen))
     cells = means_ptr + item.to(tl.int64) * n_means * BLOCK_D
     tile = line[:, None] * BLOCK_D + column[None, :]
     steps = tl.where(stop > 0, (tl.max(near) + _STEP - 1) // _STEP, 0)
-    for step in tl.range(0, steps, num_stages=STAGES):
+    whole = tl.minimum(tl.maximum(begin // _STEP, 1), steps)
+    peak -= _LOG_BLOCK
+    for step in tl.range(1, whole, num_stages=STAGES):
         k = tl.load(cells + step * (_STEP * BLOCK_D) + tile)
         scores = tl.dot(q, k.T, input_precision=PRECISION, out_dtype=HALF)
-        scores = log2_scores(scores.to(tl.float32), factor, ceiling, SOFTCAP) + _LOG_BLOCK
-        far = step * _STEP + line
-        far = (far > 0)[None, :] & (far[None, :] < near[:, None])
-        total += _weights(scores, peak, far)
+        scores = log2_scores(scores.to(tl.float32), factor, ceiling, SOFTCAP)
+        total += _weights(scores, peak, MOST)
+    # block 0 is not far, and rows of other groups have other near blocks
+    for part in range(0, steps - whole + 1):
+        step = tl.where(part == 0, 0, whole + part - 1)
+        k = tl.load(cells + step * (_STEP * BLOCK_D) + tile)
+        scores = tl.dot(q, k.T, input_precision=PRECISION, out_dtype=HALF)
+        scores = log2_scores(scores.to(tl.float32), factor, ceiling, SOFTCAP)
+        most = _most_of(near - step * _STEP)
+        most = tl.where((step * _STEP + line > 0)[None, :], most, float("-inf"))
+        total += _weights(scores, peak, most)
+    peak += _LOG_BLOCK
     # a row that is none takes no part: its shares are 0
     real = (pos >= 0) & (total > 0)
     sums = tl.where(real, peak + tl.log2(tl.where(real, total, 1.0)), float("inf"))
-    own = ((item * tl.num_programs(0) + here) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
-    at = own * LINES + tl.arange(0, LINES)
     tl.store(sums_ptr + at, sums)
-    tl.store(rows_ptr + at[:, None] * BLOCK_D + column[None, :], q)
-    tl.store(factors_ptr + own, factor)
 
 
 @triton.jit
