@@ -121,18 +121,19 @@ def test_last_rows_have_a_plan_of_their_own(
 
 # the interpreter of Triton 3.6 turns arrays of one element into numbers
 @pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+@pytest.mark.parametrize(("keys", "candidates"), [(1100, 0), (4500, 64)])
 def test_triton_lists_are_the_same_a_group_at_a_time(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
+    candidates: int, keys: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from minference.ops.groups import triton
 
-    q, k, _ = random_qkv(2, 1, 600, 1100, device=device)
+    q, k, _ = random_qkv(2, 1, 600, keys, device=device)
     layout = layout_of(q, k, left_padding=(20,))
-    plan = Plan(rows=16, mass=0.9, most=4, wider=16)
-    keys = triton.read_keys(k, layout, plan, 0.0)
-    expected = triton.grouped_blocks(2 * q, keys, layout, plan, scale=0.2)
+    plan = Plan(rows=16, mass=0.9, most=4, wider=16, candidates=candidates)
+    cells = triton.read_keys(k, layout, plan, 0.0)
+    expected = triton.grouped_blocks(2 * q, cells, layout, plan, scale=0.2)
     monkeypatch.setattr(triton, "RATED_AT_ONCE", 1)
-    got = triton.grouped_blocks(2 * q, keys, layout, plan, scale=0.2)
+    got = triton.grouped_blocks(2 * q, cells, layout, plan, scale=0.2)
     assert [_lists(x) for x in got] == [_lists(x) for x in expected]
 
 

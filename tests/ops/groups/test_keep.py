@@ -58,3 +58,37 @@ def test_takes_the_blocks_of_the_reference(
             own = values[slot * room :][: int(count[0, 0, slot])] // 4
             assert own.tolist() == flags.nonzero()[:, 0].tolist()
             assert 4 <= int(count[0, 0, slot]) <= most + 4
+
+
+# the interpreter of Triton 3.6 turns arrays of one element into numbers
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("step", [0.5, 2**-9], ids=["equal ones", "close ones"])
+def test_candidates_are_the_best_rated_and_the_near_blocks(
+    step: float, dtype: torch.dtype, device: torch.device
+) -> None:
+    from minference.ops.groups.triton_candidates import take_candidates
+
+    q, k, _ = random_qkv(1, 1, 700, 2900, device=device)
+    layout = layout_of(q, k)
+    blocks, groups, room, most = 46, 2, 64, 5
+    generator = torch.Generator().manual_seed(0)
+    ratings = torch.randint(-16, 16, (1, groups, 1, 1, blocks), generator=generator) * step - 3
+    ratings[..., 7], ratings[..., 9] = -math.inf, -60.0
+    ratings = ratings.to(device, dtype)
+    places = torch.full((1, groups, room), -1, dtype=torch.int32, device=device)
+    number = torch.zeros(1, groups, dtype=torch.int32, device=device)
+    sizes: dict[str, Any] = {"HKV": 1, "GROUPS": 1, "PARTS": 1, "ROOM": room, "NB": 64}
+    take_candidates[(groups, 1)](
+        ratings, places, number, layout.first, layout.stop, 700, 2900, blocks, groups, 1, 0, most,
+        **sizes,
+    )  # fmt: skip
+    block = torch.arange(blocks, device=device)
+    for group in range(groups):
+        low, stop = max(2200, 2048 + 512 * group), min(2900, 2560 + 512 * group)
+        seen, near = block < -(-stop // 64), low // 128 * 2 - 1
+        always = (block == 0) | (block >= near)
+        flags = reference.choose(ratings[0, group, 0, 0].float(), always, seen, -math.inf, most)
+        own = places[0, group, : int(number[0, group])]
+        assert own.tolist() == flags.nonzero()[:, 0].tolist()
+        assert not places[0, group, len(own) :].any()

@@ -110,6 +110,12 @@ def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+def seen_room(layout: Layout, group: int, count: int) -> int:
+    """Room for the blocks that `count` groups from `group` on see: a power of two."""
+    seen = ((layout.kv_len - layout.q_len) // GROUP + group + count) * (GROUP // BLOCK)
+    return power_of_two(min(2 * -(-layout.kv_len // TILE), seen))
+
+
 def near_blocks(layout: Layout, group: int) -> tuple[Tensor, Tensor]:
     """First of the blocks that every tile of a group may keep anyway, and past the last one that
     it sees; 0 and 0 where it has no real rows. Block 0 is near too."""

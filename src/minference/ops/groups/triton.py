@@ -12,11 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minference.index import BLOCK, TILE, Ragged
+from minference.index import TILE, Ragged
 from minference.ops.build import Layout
 from minference.ops.groups.plan import (
     ALWAYS,
-    GROUP,
     GROUP_TILES,
     LEAST_WIDER,
     WIDER,
@@ -25,6 +24,7 @@ from minference.ops.groups.plan import (
     group_count,
     list_room,
     power_of_two,
+    seen_room,
 )
 from minference.ops.groups.triton_candidates import listed_keys
 from minference.ops.groups.triton_cells import Cells, copy_keys
@@ -86,9 +86,7 @@ def grouped_blocks(
             )  # fmt: skip
             continue
         ratings = score_keys(rows, keys, layout, group)
-        # the blocks that the last of these groups sees
-        seen = ((kv_len - layout.q_len) // GROUP + group + n) * (GROUP // BLOCK)
-        width = power_of_two(min(blocks, seen))
+        width = seen_room(layout, group, n)
         take_blocks[(n, items, GROUP_TILES + 1)](
             ratings, values, count, wider, number, *bounds, blocks, ratings.shape[1], group,
             *limits, NB=width, **fixed, num_warps=min(32, max(4, width // 256)),

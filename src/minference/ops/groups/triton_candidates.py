@@ -15,7 +15,7 @@ from torch import Tensor
 from minference.index import BLOCK, TILE
 from minference.ops._triton import SIZES
 from minference.ops.build import Layout
-from minference.ops.groups.plan import EDGE, GROUP_TILES, LEAST_WIDER, Plan, power_of_two
+from minference.ops.groups.plan import EDGE, GROUP_TILES, LEAST_WIDER, Plan, seen_room
 from minference.ops.groups.triton_cells import STEP, Cells
 from minference.ops.groups.triton_keep import first_of
 from minference.ops.groups.triton_rows import MOST, group_span, log2_scores
@@ -94,7 +94,7 @@ def take_candidates(
         some = tl.load(ratings + block, mask=far, other=float("-inf"))
         best = tl.maximum(best, some.to(tl.float32))
     rated = far & (best > float("-inf"))
-    taken = always | first_of(rated, best, most)
+    taken = always | first_of(rated, best, most, ratings_ptr.dtype.element_ty == tl.float16)
     number = tl.sum(taken.to(tl.int32))
     line = item * tl.num_programs(0) + here
     places = places_ptr + line.to(tl.int64) * ROOM
@@ -210,7 +210,7 @@ def listed_keys(
         blocks, group * GROUP_TILES, sampled.ceiling, splits, each,
         LINES=sampled.lines, GROUPS=groups, CELLS=BLOCK // plan.cell, **fixed,
     )  # fmt: skip
-    room, width = plan.candidates, power_of_two(blocks)
+    room, width = plan.candidates, seen_room(layout, group, count)
     places = torch.empty((items, count, room), dtype=torch.int32, device=device)
     number = torch.empty((items, count), dtype=torch.int32, device=device)
     take_candidates[(count, items)](

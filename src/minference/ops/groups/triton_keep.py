@@ -31,11 +31,14 @@ def _best_ratings(ratings, block, end, n_blocks, n):
 
 
 @triton.jit
-def first_of(rated, best, limit):
-    """At most `limit` of the rated blocks: the best ones, of equal ones the first."""
+def first_of(rated, best, limit, HALF: tl.constexpr):
+    """At most `limit` of the rated blocks: the best ones, of equal ones the first. HALF: ratings
+    are halves, in floats."""
+    # of floats one bit, so that sums of two fit; of halves those that they do not have
+    SPARE: tl.constexpr = 13 if HALF else 1
     bits = best.to(tl.int32, bitcast=True)
-    # integers in the order of the floats, halved so that sums of two fit
-    bits = tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF) >> 1
+    # integers in the order of the floats
+    bits = tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF) >> SPARE
     found = tl.sum(rated.to(tl.int32))
     # `over`: at most `limit` are that good; `under`: more are
     under = tl.min(tl.where(rated, bits, _HIGHEST)) - 1
@@ -85,7 +88,7 @@ def _write_list(
     always = ((block == 0) | (block >= near)) & (block < end) & known
     rated = (block < end) & known & ~always & (best >= tl.where(whole, wider_least, least))
     rated &= best > float("-inf")
-    taken = always | first_of(rated, best, tl.where(whole, wider, most))
+    taken = always | first_of(rated, best, tl.where(whole, wider, most), False)
     to = tl.cumsum(taken.to(tl.int32), 0) - 1
     slot = tile - tl.maximum(kv_len - q_len - tl.load(first_ptr + b), 0) // _TILE
     there = (slot >= 0) & (low < stop) & (tile * _TILE < stop)
