@@ -26,7 +26,7 @@ from minference.ops._triton import (
     tma_serves,
 )
 from minference.ops.attention.samples import LARGEST
-from minference.ops.attention.triton_keys import tma_descriptors
+from minference.ops.attention.triton_keys import keys_values, tma_descriptors
 from minference.ops.attention.triton_parts import (
     in_pages,
     list_of,
@@ -45,8 +45,11 @@ _LARGEST = tl.constexpr(LARGEST * LOG2_E)
 _LOG2_E = tl.constexpr(LOG2_E)
 KEYS = 64
 """Samples of a step."""
-LAUNCH = AttentionLaunch(128, KEYS, 2, 4)
+LAUNCH = AttentionLaunch(128, KEYS, 2, 8)
 """Launch parameters in half precision, for head dims up to 128."""
+
+REGISTERS = 128
+"""Most that a thread has with them, so that two programs share a multiprocessor."""
 
 
 @triton.jit
@@ -130,15 +133,6 @@ def _pack_samples(
     tl.store(packed_v + to, v)
 
 
-@triton.jit
-def _packed_rows(ptr, desc, b, head, row, BLOCK_D: tl.constexpr, KEYS: tl.constexpr):
-    """KEYS packed rows of one head. [KEYS, BLOCK_D]"""
-    if desc is not None:
-        return desc.load([b, head, row, 0]).reshape(KEYS, BLOCK_D)
-    at = (row + tl.arange(0, KEYS))[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    return tl.load(ptr + at)
-
-
 @triton.jit(do_not_specialize=["slots", "q_len", "kv_len", "samples", "room", "rows"])
 def _join_samples(
     q_ptr, packed_k, packed_v, out_ptr, lse_ptr, counts_ptr, first_ptr, stop_ptr, q_steps, slots,
@@ -148,6 +142,7 @@ def _join_samples(
 ):  # fmt: skip
     PARTS: tl.constexpr = _TILE // ROWS
     BLOCK_D: tl.constexpr = tile_dim(D)
+    TMA: tl.constexpr = k_desc is not None
     b, kv_head, head, rank = place_program(slots, H, HKV, PARTS)
     first = tl.load(first_ptr + b)
     real = tl.load(stop_ptr + b) - first
@@ -173,12 +168,13 @@ def _join_samples(
     item = b * LISTS + head * LISTS // H
     counts = counts_ptr + (item * slots + rank // PARTS).to(tl.int64) * room
     from_row = (b * HKV + kv_head).to(tl.int64) * rows * BLOCK_D
+    steps = (BLOCK_D, BLOCK_D, 0, 0)
+    source = (packed_k + from_row, packed_v + from_row, k_desc, v_desc, steps, b, kv_head, 0, 0)
     factor, ceiling = scaling
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     mass = tl.full([ROWS], 1.0, tl.float32)
     for i in tl.range(0, runs, KEYS, num_stages=STAGES):
-        k = _packed_rows(packed_k + from_row, k_desc, b, kv_head, packed + i, BLOCK_D, KEYS)
-        v = _packed_rows(packed_v + from_row, v_desc, b, kv_head, packed + i, BLOCK_D, KEYS)
+        k, v = keys_values(source, packed + i, BLOCK_D, KEYS, TMA, False, PRECISION, 0)
         often = tl.load(counts + i + tl.arange(0, KEYS)).to(tl.float32)[None, :]
         scores = tl.dot(q, k.T, input_precision=PRECISION)  # [ROWS, KEYS]
         if SOFTCAP:
@@ -246,5 +242,6 @@ def join_samples(
         HKV=kv_heads, LISTS=index.heads, D=dim,
         ROWS=tuned.rows, STAGES=1 if single else tuned.stages, SOFTCAP=bool(softcap),
         PRECISION="ieee" if single else "tf32", KEYS=KEYS, num_warps=tuned.warps,
+        maxnreg=REGISTERS if tuned is LAUNCH else None,
     )  # fmt: skip
     return out, lse
