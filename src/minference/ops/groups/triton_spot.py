@@ -157,9 +157,10 @@ def sum_rows(
     stored = rows_ptr + at[:, None] * BLOCK_D + column[None, :]
     tl.store(stored, q)
     tl.store(factors_ptr + own, factor)
-    # loaded, they go to the products by shared memory and leave registers free
-    tl.debug_barrier()
-    q = tl.load(stored)
+    if FP8:
+        # loaded, they go to the products by shared memory and leave registers free
+        tl.debug_barrier()
+        q = tl.load(stored)
     line = tl.arange(0, _STEP)
     cells = keys_ptr + item.to(tl.int64) * n_keys * BLOCK_D
     k = tl.load(cells + cell_slot(line, _BLOCK)[:, None] * BLOCK_D + column[None, :])
@@ -189,7 +190,7 @@ def sum_rows(
         scores = log2_scores(scores.to(tl.float32), factor, ceiling, SOFTCAP)
         total += _weights(scores, peak, MOST)
     # block 0 is not far, and rows of other groups have other near blocks
-    for part in range(0, steps - whole + 1):
+    for part in tl.range(0, steps - whole + 1, num_stages=STAGES):
         step = tl.where(part == 0, 0, whole + part - 1)
         k = tl.load(cells + step * (_STEP * BLOCK_D) + tile)
         scores = tl.dot(q, k.T, input_precision=PRECISION, out_dtype=HALF)
