@@ -348,7 +348,7 @@ def sample_rows(
     factors = torch.empty(slots, device=q.device)
     fixed = {"HKV": kv_heads, "TILES": tiles, "BLOCK_D": padded_dim(dim), "FP8": fp8}
     fixed |= {"PRECISION": "ieee" if exact else "tf32", "SOFTCAP": bool(softcap)}
-    fixed |= {"STAGES": 3 if fp8 else 1, "num_warps": 8}
+    fixed |= {"STAGES": 1 if not fp8 else 3 if dim <= 128 else 2, "num_warps": 8}
     factor, ceiling = log2_scaling(scale, softcap)
     sum_rows[(programs, bundles, items)](
         q, cells.keys, cells.means, cells.unit, rows, sums, factors, layout.first, layout.stop,
