@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minference.index import TILE, Ragged, SparseIndex, merge_heads, real_bounds
+from minference.index import Ragged, SparseIndex, merge_heads, real_bounds
 from minference.methods.base import Context, Method
 from minference.ops._dispatch import default_device as default_device
 from minference.ops.build import Layout, a_shape_index, assemble, dense_index
@@ -177,7 +177,7 @@ def _random_entries(
     layout: Layout, generator: torch.Generator, groups: int, *, halves: bool
 ) -> Ragged:
     """Random block entries; block 0 always, in both halves."""
-    blocks = 2 * -(-layout.kv_len // TILE)
+    blocks = layout.blocks
     shape = (layout.batch, 1, groups, blocks)
     bits = torch.randint(0, 4, shape, generator=generator)
     bits = (bits if halves else 3 * (bits == 0)).to(layout.device)

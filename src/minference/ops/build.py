@@ -45,6 +45,11 @@ class Layout:
         """Most query tiles that the chunk can touch."""
         return min(self.q_len // TILE + 2, -(-self.kv_len // TILE))
 
+    @property
+    def blocks(self) -> int:
+        """Key blocks of the buffer: two for each tile of it, the last one's too."""
+        return 2 * -(-self.kv_len // TILE)
+
 
 def assemble(
     layout: Layout,
@@ -124,7 +129,7 @@ def tri_shape_index(
     """Whole blocks of a band and of the sinks; every key for tiles that hold one of the `last`
     rows (arXiv 2412.10319). A superset, by up to a tile, of the lines it names."""
     heads, device = len(sinks), layout.device
-    blocks = 2 * -(-layout.kv_len // TILE)
+    blocks = layout.blocks
     every = (torch.arange(blocks, device=device) * 4 + BOTH_HALVES).to(torch.int32)
     first_tile = (layout.kv_len - layout.q_len - layout.first).clamp(min=0) // TILE
     tile = first_tile[:, None] + torch.arange(layout.chunk_tiles, device=device)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minference.errors import UnsupportedError
-from minference.index import TILE, Ragged
+from minference.index import Ragged
 from minference.ops._dispatch import resolve_impl
 from minference.ops.build import Layout
 from minference.ops.checks import check_qkv
@@ -136,7 +136,7 @@ def _guard_blocks(
 @_guard_blocks.register_fake
 def _(q, k, parts, first, stop, sizes, target, scale, softcap, impl):  # noqa: ANN001, ANN202
     layout = Layout(first, stop, *sizes)
-    room = parts[0].numel() + parts[3].numel() + 2 * -(-layout.kv_len // TILE)
+    room = parts[0].numel() + parts[3].numel() + layout.blocks
     slots = -(-group_count(layout) // stride_of(layout))
     recall = q.new_empty((*parts[1].shape[:2], slots), dtype=torch.float32)
     return (

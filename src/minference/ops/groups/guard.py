@@ -133,7 +133,7 @@ def guard(
     slot = (group // stride_of(layout)).clamp(max=level.shape[2] - 1)[:, None].expand(shape)
     of = level.gather(2, slot)
     group = group.clamp(max=wider.count.shape[2] - 1)[:, None].expand(shape)
-    blocks = 2 * -(-layout.kv_len // TILE)
+    blocks = layout.blocks
     every = torch.arange(blocks, dtype=torch.int32, device=layout.device) * 4 + 3
     values = torch.cat([lists.values, wider.values, every])
     base = lists.values.numel()

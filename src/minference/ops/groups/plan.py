@@ -59,7 +59,7 @@ class Plan:
 
 def few_rated(plan: Plan, layout: Layout) -> bool:
     """Whether a group's candidates alone are rated by their keys, and not every block."""
-    return 0 < plan.candidates < 2 * -(-layout.kv_len // TILE)
+    return 0 < plan.candidates < layout.blocks
 
 
 def group_count(layout: Layout) -> int:
@@ -101,8 +101,7 @@ def spread_rows(
 
 def list_room(layout: Layout, entries: int) -> int:
     """Entries that a list has room for: a power of two."""
-    blocks = 2 * -(-layout.kv_len // TILE)
-    return min(power_of_two(entries), power_of_two(blocks))
+    return min(power_of_two(entries), power_of_two(layout.blocks))
 
 
 def power_of_two(number: int) -> int:
@@ -113,7 +112,7 @@ def power_of_two(number: int) -> int:
 def seen_room(layout: Layout, group: int, count: int) -> int:
     """Room for the blocks that `count` groups from `group` on see: a power of two."""
     seen = ((layout.kv_len - layout.q_len) // GROUP + group + count) * (GROUP // BLOCK)
-    return power_of_two(min(2 * -(-layout.kv_len // TILE), seen))
+    return power_of_two(min(layout.blocks, seen))
 
 
 def near_blocks(layout: Layout, group: int) -> tuple[Tensor, Tensor]:

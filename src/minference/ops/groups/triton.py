@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minference.index import TILE, Ragged
+from minference.index import Ragged
 from minference.ops.build import Layout
 from minference.ops.groups.plan import (
     ALWAYS,
@@ -56,7 +56,7 @@ def grouped_blocks(
     q = q if q.stride(-1) == 1 else q.contiguous()
     (batch, kv_heads), kv_len = keys.unit.shape, layout.kv_len
     items, tiles, groups = batch * kv_heads, layout.chunk_tiles, group_count(layout)
-    blocks = 2 * -(-kv_len // TILE)
+    blocks = layout.blocks
     room, wider_room = (list_room(layout, n) for n in (plan.most + ALWAYS, plan.wider))
     values, wider = (
         torch.empty(items * lists * entries, dtype=torch.int32, device=q.device)

@@ -201,7 +201,7 @@ def listed_keys(
     slots, tiles, fixed = sampled.factors.shape, sampled.tiles, sampled.fixed
     items, programs, bundles = slots
     groups, parts = max(1, tiles // GROUP_TILES), max(1, GROUP_TILES // tiles)
-    blocks, device, dtype = 2 * -(-layout.kv_len // TILE), cells.keys.device, sampled.scores
+    blocks, device, dtype = layout.blocks, cells.keys.device, sampled.scores
     bounds = (layout.first, layout.stop, layout.q_len, layout.kv_len)
     splits, each = sampled.splits(blocks)
     coarse = torch.empty((*slots, groups, blocks), dtype=dtype, device=device)

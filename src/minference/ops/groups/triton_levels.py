@@ -140,7 +140,7 @@ def guard(
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     batch, kv_heads = k.shape[:2]
     items, share = batch * kv_heads, q.shape[1] // kv_heads
-    stride, blocks = stride_of(layout), 2 * -(-layout.kv_len // TILE)
+    stride, blocks = stride_of(layout), layout.blocks
     slots = -(-group_count(layout) // stride)
     tiles, groups = lists.count.shape[2], wider.count.shape[2]
     whole, more = ((x.start.contiguous(), x.count.contiguous()) for x in (lists, wider))

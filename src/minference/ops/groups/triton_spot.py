@@ -367,7 +367,7 @@ def score_keys(
     keeps anyway have other numbers."""
     slots, tiles = sampled.factors.shape, sampled.tiles
     items, programs, bundles = slots
-    blocks, device = 2 * -(-layout.kv_len // TILE), cells.keys.device
+    blocks, device = layout.blocks, cells.keys.device
     ratings = torch.empty((*slots, tiles, PLANES, blocks), dtype=sampled.scores, device=device)
     splits, each = sampled.splits(blocks)
     added, new = (torch.empty((*slots, splits, sampled.lines), device=device) for _ in range(2))
