@@ -19,6 +19,9 @@ SIZES = [
 """Arguments for whose values no kernel of the grouped estimate is compiled anew: a prompt of
 another length would wait for it."""
 
+REGISTERS = 128
+"""Most of a thread with which two programs of 8 warps share a multiprocessor."""
+
 
 class AttentionLaunch(NamedTuple):
     """How the attention kernel cuts its work."""

@@ -19,6 +19,7 @@ from minference.index_samples import (
 )
 from minference.ops._triton import (
     LOG2_E,
+    REGISTERS,
     AttentionLaunch,
     attention_launch,
     log2_scaling,
@@ -47,9 +48,6 @@ KEYS = 64
 """Samples of a step."""
 LAUNCH = AttentionLaunch(128, KEYS, 2, 8)
 """Launch parameters in half precision, for head dims up to 128."""
-
-REGISTERS = 128
-"""Most that a thread has with them, so that two programs share a multiprocessor."""
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import BLOCK, TILE
-from minference.ops._triton import SIZES
+from minference.ops._triton import REGISTERS, SIZES
 from minference.ops.build import Layout
 from minference.ops.groups.plan import EDGE, GROUP_TILES, LEAST_WIDER, Plan, seen_room
 from minference.ops.groups.triton_cells import STEP, Cells
@@ -225,7 +225,8 @@ def listed_keys(
     score_candidates[(count * parts, bundles, items)](
         sampled.rows, cells.keys, sampled.sums, sampled.factors, places, number, scores, *bounds,
         cells.keys.shape[2], programs, count, group, sampled.ceiling, LINES=sampled.lines,
-        GROUPS=groups, PARTS=parts, ROOM=room, maxnreg=128 if fixed["FP8"] else None, **fixed,
+        GROUPS=groups, PARTS=parts, ROOM=room, maxnreg=REGISTERS if fixed["FP8"] else None,
+        **fixed,
     )  # fmt: skip
     ratings = torch.empty((items, count, GROUP_TILES, PLANES, room), device=device)
     rate_candidates[(count * GROUP_TILES, items)](

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import BLOCK
-from minference.ops._triton import SIZES, log2_scaling, padded_dim
+from minference.ops._triton import REGISTERS, SIZES, log2_scaling, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import power_of_two
 from minference.ops.groups.triton_rows import MOST, log2_scores
@@ -146,6 +146,6 @@ def row_sums(
         k.shape[2], slots, flags.shape[2], *log2_scaling(scale, softcap), HKV=kv_heads, SHARE=share,
         TAKE=take, D=dim, BLOCK_D=padded_dim(dim), SPLITS=SPLITS, STAGES=1 if exact else 3,
         SOFTCAP=bool(softcap), PRECISION="ieee" if exact else "tf32", BUNDLES=bundles,
-        SLOTS=at_once, num_warps=8, maxnreg=None if exact else 128,
+        SLOTS=at_once, num_warps=8, maxnreg=None if exact else REGISTERS,
     )  # fmt: skip
     return sums

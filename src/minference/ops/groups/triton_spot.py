@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minference.index import BLOCK, TILE
-from minference.ops._triton import SIZES, log2_scaling, padded_dim
+from minference.ops._triton import REGISTERS, SIZES, log2_scaling, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import EDGE, GROUP, GROUP_TILES, Plan, power_of_two
 from minference.ops.groups.triton_cells import STEP, Cells, cell_slot
@@ -348,13 +348,15 @@ def sample_rows(
     factors = torch.empty(slots, device=q.device)
     fixed = {"HKV": kv_heads, "TILES": tiles, "BLOCK_D": padded_dim(dim), "FP8": fp8}
     fixed |= {"PRECISION": "ieee" if exact else "tf32", "SOFTCAP": bool(softcap)}
-    fixed |= {"STAGES": 1 if not fp8 else 3 if dim <= 128 else 2, "num_warps": 8}
+    # what wider keys leave of some GPUs' shared memory
+    stages = 3 if dim <= 128 else 2
+    fixed |= {"STAGES": stages if fp8 else 1, "num_warps": 8}
     factor, ceiling = log2_scaling(scale, softcap)
     sum_rows[(programs, bundles, items)](
         q, cells.keys, cells.means, cells.unit, rows, sums, factors, layout.first, layout.stop,
         tuple(q.stride()[:3]), q_len, layout.kv_len, cells.keys.shape[2], cells.means.shape[2],
         group * GROUP_TILES, factor, ceiling, SHARE=share, TAKE=take,
-        EACH=plan.rows // GROUP_TILES, D=dim, maxnreg=128 if fp8 else None, **fixed,
+        EACH=plan.rows // GROUP_TILES, D=dim, maxnreg=REGISTERS if fp8 else None, **fixed,
     )  # fmt: skip
     return Rows(rows, sums, factors, tiles, lines, ceiling, fixed)
 
