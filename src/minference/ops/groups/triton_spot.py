@@ -183,12 +183,11 @@ def sum_rows(
     tile = line[:, None] * BLOCK_D + column[None, :]
     steps = tl.where(stop > 0, (tl.max(near) + _STEP - 1) // _STEP, 0)
     whole = tl.minimum(tl.maximum(begin // _STEP, 1), steps)
-    peak -= _LOG_BLOCK
     for step in tl.range(1, whole, num_stages=STAGES):
         k = tl.load(cells + step * (_STEP * BLOCK_D) + tile)
         scores = tl.dot(q, k.T, input_precision=PRECISION, out_dtype=HALF)
         scores = log2_scores(scores.to(tl.float32), factor, ceiling, SOFTCAP)
-        total += _weights(scores, peak, MOST)
+        total += _weights(scores, peak - _LOG_BLOCK, MOST)
     # block 0 is not far, and rows of other groups have other near blocks
     for part in tl.range(0, steps - whole + 1, num_stages=STAGES):
         step = tl.where(part == 0, 0, whole + part - 1)
@@ -197,8 +196,7 @@ def sum_rows(
         scores = log2_scores(scores.to(tl.float32), factor, ceiling, SOFTCAP)
         most = _most_of(near - step * _STEP)
         most = tl.where((step * _STEP + line > 0)[None, :], most, float("-inf"))
-        total += _weights(scores, peak, most)
-    peak += _LOG_BLOCK
+        total += _weights(scores, peak - _LOG_BLOCK, most)
     # a row that is none takes no part: its shares are 0
     real = (pos >= 0) & (total > 0)
     sums = tl.where(real, peak + tl.log2(tl.where(real, total, 1.0)), float("inf"))
