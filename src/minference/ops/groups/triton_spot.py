@@ -110,6 +110,15 @@ def _sampled_queries(
 
 
 @triton.jit
+def _scores_at(
+    at, q, factor, ceiling, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, SUMS: tl.constexpr
+):  # fmt: skip
+    """Log2 scores of the cells at some addresses, their products added up in the dtype SUMS."""
+    scores = tl.dot(q, tl.load(at).T, input_precision=PRECISION, out_dtype=SUMS)
+    return log2_scores(scores.to(tl.float32), factor, ceiling, SOFTCAP)
+
+
+@triton.jit
 def _weights(scores, peak, most):
     """Sum of what each row sees, relative to 2 ** peak, a key at most 2 ** most."""
     return tl.sum(tl.exp2(tl.minimum(scores - peak[:, None], most)), 1)
@@ -163,9 +172,8 @@ def sum_rows(
         q = tl.load(stored)
     line = tl.arange(0, _STEP)
     cells = keys_ptr + item.to(tl.int64) * n_keys * BLOCK_D
-    k = tl.load(cells + cell_slot(line, _BLOCK)[:, None] * BLOCK_D + column[None, :])
-    scores = tl.dot(q, k.T, input_precision=PRECISION)
-    scores = log2_scores(scores, factor, ceiling, SOFTCAP)
+    at_key = cells + cell_slot(line, _BLOCK)[:, None] * BLOCK_D + column[None, :]
+    scores = _scores_at(at_key, q, factor, ceiling, SOFTCAP, PRECISION, tl.float32)
     peak = tl.max(tl.where(line[None, :] <= pos[:, None], scores, float("-inf")), 1)
     peak = tl.where(peak == float("-inf"), 0.0, peak)
     total = _weights(scores, peak, _most_of(pos + 1))
@@ -174,9 +182,8 @@ def sum_rows(
     begin = tl.maximum(tl.maximum(low // _GROUP * _GROUP, begin) // _TILE * 2 - 1, 1)
     for block in tl.range(begin, (stop + _BLOCK - 1) // _BLOCK, num_stages=STAGES):
         slot = cell_slot(block * _BLOCK + line, _BLOCK)
-        k = tl.load(cells + slot[:, None] * BLOCK_D + column[None, :])
-        scores = tl.dot(q, k.T, input_precision=PRECISION)
-        scores = log2_scores(scores, factor, ceiling, SOFTCAP)
+        at_key = cells + slot[:, None] * BLOCK_D + column[None, :]
+        scores = _scores_at(at_key, q, factor, ceiling, SOFTCAP, PRECISION, tl.float32)
         seen = tl.where(block >= near, pos + 1 - block * _BLOCK, 0)
         total += _weights(scores, peak, _most_of(seen))
     cells = means_ptr + item.to(tl.int64) * n_means * BLOCK_D
@@ -184,16 +191,14 @@ def sum_rows(
     steps = tl.where(stop > 0, (tl.max(near) + _STEP - 1) // _STEP, 0)
     whole = tl.minimum(tl.maximum(begin // _STEP, 1), steps)
     for step in tl.range(1, whole, num_stages=STAGES):
-        k = tl.load(cells + step * (_STEP * BLOCK_D) + tile)
-        scores = tl.dot(q, k.T, input_precision=PRECISION, out_dtype=HALF)
-        scores = log2_scores(scores.to(tl.float32), factor, ceiling, SOFTCAP)
+        at_key = cells + step * (_STEP * BLOCK_D) + tile
+        scores = _scores_at(at_key, q, factor, ceiling, SOFTCAP, PRECISION, HALF)
         total += _weights(scores, peak - _LOG_BLOCK, MOST)
     # block 0 is not far, and rows of other groups have other near blocks
     for part in tl.range(0, steps - whole + 1, num_stages=STAGES):
         step = tl.where(part == 0, 0, whole + part - 1)
-        k = tl.load(cells + step * (_STEP * BLOCK_D) + tile)
-        scores = tl.dot(q, k.T, input_precision=PRECISION, out_dtype=HALF)
-        scores = log2_scores(scores.to(tl.float32), factor, ceiling, SOFTCAP)
+        at_key = cells + step * (_STEP * BLOCK_D) + tile
+        scores = _scores_at(at_key, q, factor, ceiling, SOFTCAP, PRECISION, HALF)
         most = _most_of(near - step * _STEP)
         most = tl.where((step * _STEP + line > 0)[None, :], most, float("-inf"))
         total += _weights(scores, peak - _LOG_BLOCK, most)
