@@ -13,6 +13,12 @@ from minference.log import info_once
 
 Reason = str | None
 
+WIDE = 128
+"""Head dim above which fp32 keys and values of a step fill `WIDE_SHARED`."""
+
+WIDE_SHARED = 144 << 10
+"""Bytes of shared memory that a program then takes."""
+
 
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
@@ -29,8 +35,9 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def why_not_triton(device: torch.device, dtype: torch.dtype) -> Reason:
-    """Why the Triton kernels cannot serve tensors of this device and dtype; None if they can."""
+def why_not_triton(device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> Reason:
+    """Why the Triton kernels cannot serve tensors of this device, dtype and head dim; None if they
+    can."""
     if not _has_triton():
         return "triton is not installed (pip install 'minference[triton]')"
     if device.type == "cpu":
@@ -44,6 +51,13 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> Reason:
         return f"Triton kernels run on cuda devices, got {device.type}"
     elif dtype == torch.float8_e4m3fn and torch.cuda.get_device_capability(device) < (8, 9):
         return "fp8 needs a GPU of compute capability 8.9 or newer; use precision='native'"
+    elif dtype == torch.float32 and head_dim > WIDE:
+        shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        if shared < WIDE_SHARED:
+            return (
+                f"fp32 with head dims above {WIDE} takes {WIDE_SHARED >> 10} KiB of shared memory, "
+                f"this GPU has {shared >> 10}; bf16 and fp16 take less"
+            )
     return None
 
 
@@ -75,7 +89,7 @@ def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype, head_dim: 
     if impl == "auto":
         return _fastest(device, dtype, head_dim)
     reasons = {
-        "triton": lambda: why_not_triton(device, dtype),
+        "triton": lambda: why_not_triton(device, dtype, head_dim),
         "hopper": lambda: why_not_hopper(device, dtype, head_dim),
     }
     reason = reasons[impl]() if impl in reasons else None
@@ -99,7 +113,7 @@ def _fastest(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     if reason is None:
         return "hopper"
     info_once(f"sparse attention without the Hopper kernel: {reason}")
-    reason = why_not_triton(device, dtype)
+    reason = why_not_triton(device, dtype, head_dim)
     if reason is None:
         return "triton"
     if dtype == torch.float8_e4m3fn:

@@ -1,7 +1,7 @@
 """Compile what a long call of the grouped method launches, for a GPU that need not be there: a
 program, since kernels that are interpreted cannot be compiled. Writes the shared memory of each.
 
-    python tests/ops/groups/compile_call.py 89 256
+    python tests/ops/groups/compile_call.py 89 256 bfloat16
 """
 
 import sys
@@ -27,7 +27,7 @@ TYPES = {
     torch.uint8: "u8",
 }
 ALIGNED = [["tt.divisibility", 16]]
-CAPABILITY, DIM = int(sys.argv[1]), int(sys.argv[2])
+CAPABILITY, DIM, DTYPE = int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3])
 
 
 def type_of(value: Any) -> Any:
@@ -75,6 +75,7 @@ if __name__ == "__main__":
     patch.object(JITFunction, "run", compile_launch).start()
     patch.object(_triton, "capability", lambda device: divmod(CAPABILITY, 10)).start()
 
+    from minference.ops.attention.triton import sparse_attention
     from minference.ops.attention.triton_samples import join_samples
     from minference.ops.build import assemble
     from minference.ops.groups.plan import Plan
@@ -82,10 +83,16 @@ if __name__ == "__main__":
     from minference.ops.groups.triton_levels import guard
     from minference.testing import layout_of
 
-    q, k = (torch.ones(1, heads, 17000, DIM, dtype=torch.bfloat16) for heads in (8, 2))
+    q, k = (torch.ones(1, heads, 17000, DIM, dtype=DTYPE) for heads in (8, 2))
     layout, plan = layout_of(q, k), Plan(rows=64, mass=0.98, most=12, wider=128, candidates=128)
     cells = read_keys(k, layout, plan, 0.0)
     lists, wider = grouped_blocks(q, cells, layout, plan, scale=0.1)
     guard(q, k, lists, wider, layout, 0.03, scale=0.1)
     index = assemble(layout, 2, blocks=lists, group_tiles=1, samples=256, sample_share=0.02)
-    join_samples(q, k, k, index, q, torch.zeros(q.shape[:3]), scale=0.1)
+    # on a CPU fp32 has a launch of its own
+    launch = _triton.attention_launch(DIM, DTYPE, torch.device("cuda"))
+    out, lse = sparse_attention(
+        q, k, k, index, scale=0.1, return_lse=True, launch=launch, tma=False
+    )
+    launch = launch if DTYPE == torch.float32 else None
+    join_samples(q, k, k, index, out, lse, scale=0.1, launch=launch)

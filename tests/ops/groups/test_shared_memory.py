@@ -1,27 +1,52 @@
-"""The grouped method's kernels fit the shared memory of GPUs that the tests do not run on."""
+"""The kernels of a call fit the shared memory of GPUs that the tests do not run on."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from minference.ops._dispatch import WIDE, WIDE_SHARED, why_not_triton
 
 A100, L4 = 163 << 10, 99 << 10
 """Shared memory that a program may have, NVIDIA's CUDA programming guide, compute capabilities."""
 
 
-@pytest.mark.parametrize(("capability", "dim", "most"), [(80, 256, A100), (89, 256, L4)])
-def test_kernels_fit_smaller_gpus(capability: int, dim: int, most: int) -> None:
+@pytest.mark.parametrize(
+    ("capability", "dtype", "most"),
+    [(80, "bfloat16", A100), (89, "bfloat16", L4), (80, "float32", WIDE_SHARED)],
+)
+def test_kernels_fit_smaller_gpus(capability: int, dtype: str, most: int) -> None:
     program = Path(__file__).with_name("compile_call.py")
     plain = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, str(program), str(capability), str(dim)],
+        [sys.executable, str(program), str(capability), "256", dtype],
         env=plain, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     shared = {name: int(size) for name, size in map(str.split, done.stdout.splitlines())}
-    assert {"sum_rows", "rate_cells", "score_candidates", "_row_sums", "_join_samples"} <= set(
-        shared
-    )
+    attention = "sparse_attention_exact" if dtype == "float32" else "_sparse_attention"
+    kernels = {"sum_rows", "rate_cells", "score_candidates", "_row_sums", "_join_samples"}
+    assert kernels | {attention} <= set(shared)
     assert not {name: size for name, size in shared.items() if size > most}
+
+
+def test_fp32_of_wide_heads_is_refused_where_it_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = torch.device("cuda")
+
+    def reason(shared: int, dtype: torch.dtype, head_dim: int) -> str | None:
+        gpu = SimpleNamespace(shared_memory_per_block_optin=shared)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+        return why_not_triton(device, dtype, head_dim)
+
+    why = reason(L4, torch.float32, WIDE + 1)
+    assert why is not None
+    assert "takes 144 KiB of shared memory, this GPU has 99" in why
+    assert reason(L4, torch.float32, WIDE) is None
+    assert reason(L4, torch.bfloat16, 256) is None
+    assert reason(A100, torch.float32, 256) is None
