@@ -43,8 +43,9 @@ def test_padding_softcap_rows_and_strides(softcap: float, device: torch.device) 
     check(q, k, layout, q.dtype, softcap=softcap, rows=40)
 
 
-def test_masses_of_all_heads_of_a_kv_head(device: torch.device) -> None:
-    q, k, _ = random_qkv(14, 2, 200, dtype=torch.float16, device=device)
+@pytest.mark.parametrize(("heads", "dim"), [(14, 32), (6, 256)])
+def test_masses_of_all_heads_of_a_kv_head(heads: int, dim: int, device: torch.device) -> None:
+    q, k, _ = random_qkv(heads, 2, 200, dim=dim, dtype=torch.float16, device=device)
     check(q, k, layout_of(q, k), q.dtype)
 
 

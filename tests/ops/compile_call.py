@@ -1,7 +1,8 @@
-"""Compile what a long call of the grouped method launches, for a GPU that need not be there: a
-program, since kernels that are interpreted cannot be compiled. Writes the shared memory of each.
+"""Compile what long calls launch, of the grouped method and of the last-query estimate, for a GPU
+that need not be there: a program, since kernels that are interpreted cannot be compiled. Writes the
+shared memory of each.
 
-    python tests/ops/groups/compile_call.py 89 256 bfloat16
+    python tests/ops/compile_call.py 89 256 bfloat16
 """
 
 import sys
@@ -78,6 +79,7 @@ if __name__ == "__main__":
     from minference.ops.attention.triton import sparse_attention
     from minference.ops.attention.triton_samples import join_samples
     from minference.ops.build import assemble
+    from minference.ops.estimate.triton import line_sums
     from minference.ops.groups.plan import Plan
     from minference.ops.groups.triton import grouped_blocks, read_keys
     from minference.ops.groups.triton_levels import guard
@@ -85,14 +87,15 @@ if __name__ == "__main__":
 
     q, k = (torch.ones(1, heads, 17000, DIM, dtype=DTYPE) for heads in (8, 2))
     layout, plan = layout_of(q, k), Plan(rows=64, mass=0.98, most=12, wider=128, candidates=128)
+    line_sums(q, k, layout.first, layout.stop, scale=0.1)
     cells = read_keys(k, layout, plan, 0.0)
     lists, wider = grouped_blocks(q, cells, layout, plan, scale=0.1)
     guard(q, k, lists, wider, layout, 0.03, scale=0.1)
     index = assemble(layout, 2, blocks=lists, group_tiles=1, samples=256, sample_share=0.02)
-    # on a CPU fp32 has a launch of its own
-    launch = _triton.attention_launch(DIM, DTYPE, torch.device("cuda"))
+    # on a CPU fp32 has launches of its own
+    exact = q.dtype == torch.float32
+    launch = _triton.attention_launch(DIM, DTYPE, torch.device("cuda")) if exact else None
     out, lse = sparse_attention(
         q, k, k, index, scale=0.1, return_lse=True, launch=launch, tma=False
     )
-    launch = launch if DTYPE == torch.float32 else None
     join_samples(q, k, k, index, out, lse, scale=0.1, launch=launch)
