@@ -15,6 +15,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from minference.ops import _triton
 
@@ -37,6 +38,8 @@ def type_of(value: Any) -> Any:
         return tuple(map(type_of, value))
     if isinstance(value, Tensor):
         return "*" + TYPES[value.dtype]
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
     if value is None:
         return "constexpr"
     return "fp32" if isinstance(value, float) else "i32"
@@ -51,6 +54,8 @@ def facts(
             facts(part, (*path, at), constants, known)
     elif value is None:
         constants[path] = None
+    elif isinstance(value, TensorDescriptor):
+        return
     elif isinstance(value, Tensor) or (len(path) > 1 and value % 16 == 0):
         known[path] = ALIGNED
 
@@ -75,6 +80,7 @@ def compile_launch(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **n
 if __name__ == "__main__":
     patch.object(JITFunction, "run", compile_launch).start()
     patch.object(_triton, "capability", lambda device: divmod(CAPABILITY, 10)).start()
+    patch.object(_triton, "tma_serves", lambda *tensors: CAPABILITY >= 90).start()
 
     from minference.ops.attention.triton import sparse_attention
     from minference.ops.attention.triton_samples import join_samples
@@ -95,7 +101,7 @@ if __name__ == "__main__":
     # on a CPU fp32 has launches of its own
     exact = q.dtype == torch.float32
     launch = _triton.attention_launch(DIM, DTYPE, torch.device("cuda")) if exact else None
-    out, lse = sparse_attention(
-        q, k, k, index, scale=0.1, return_lse=True, launch=launch, tma=False
-    )
+    if CAPABILITY >= 89 and not exact:
+        sparse_attention(q, k, k, index, scale=0.1, fp8=True)
+    out, lse = sparse_attention(q, k, k, index, scale=0.1, return_lse=True, launch=launch)
     join_samples(q, k, k, index, out, lse, scale=0.1, launch=launch)

@@ -11,19 +11,25 @@ import torch
 
 from minference.ops._dispatch import WIDE, WIDE_SHARED, why_not_triton
 
-A100, L4 = 163 << 10, 99 << 10
+A100, L4, B200, RTX_50 = 163 << 10, 99 << 10, 227 << 10, 99 << 10
 """Shared memory that a program may have, NVIDIA's CUDA programming guide, compute capabilities."""
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "most"),
-    [(80, "bfloat16", A100), (89, "bfloat16", L4), (80, "float32", WIDE_SHARED)],
+    ("capability", "dim", "dtype", "most"),
+    [
+        (80, 256, "bfloat16", A100),
+        (89, 256, "bfloat16", L4),
+        (100, 128, "bfloat16", B200),
+        (120, 256, "bfloat16", RTX_50),
+        (80, 256, "float32", WIDE_SHARED),
+    ],
 )
-def test_kernels_fit_smaller_gpus(capability: int, dtype: str, most: int) -> None:
+def test_kernels_fit_other_gpus(capability: int, dim: int, dtype: str, most: int) -> None:
     program = Path(__file__).with_name("compile_call.py")
     plain = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, str(program), str(capability), "256", dtype],
+        [sys.executable, str(program), str(capability), str(dim), dtype],
         env=plain, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

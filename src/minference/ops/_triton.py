@@ -39,6 +39,8 @@ HOPPER = {
     128: AttentionLaunch(128, 128, 3, 8),
     256: AttentionLaunch(128, 64, 2, 8),
 }
+BLACKWELL = HOPPER | {128: AttentionLaunch(128, 128, 2, 8)}
+"""Compiled and not timed: a third stage does not fit."""
 AMPERE = {
     64: AttentionLaunch(128, 64, 3, 4),
     128: AttentionLaunch(128, 64, 2, 8),
@@ -92,11 +94,10 @@ def attention_launch(head_dim: int, dtype: torch.dtype, device: torch.device) ->
         return AttentionLaunch(128, 64, 1, 4)
     if dtype == torch.float32:
         return SINGLE_PRECISION[max(64, padded_dim(head_dim))]
-    hopper = capability(device) >= (9, 0)
-    if dtype == torch.float8_e4m3fn:
-        table = HOPPER_FP8 if hopper else ADA_FP8
-    else:
-        table = HOPPER if hopper else AMPERE
+    fp8 = dtype == torch.float8_e4m3fn
+    tables = {9: (HOPPER, HOPPER_FP8), 10: (BLACKWELL, HOPPER_FP8)}
+    # 12.x has as little shared memory as Ada
+    table = tables.get(capability(device)[0], (AMPERE, ADA_FP8))[fp8]
     return table[max(64, padded_dim(head_dim))]
 
 
