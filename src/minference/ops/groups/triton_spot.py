@@ -24,7 +24,7 @@ from minference.ops.groups.triton_cells import STEP, Cells, cell_slot
 from minference.ops.groups.triton_rows import MOST, log2_scores
 
 SCORED_AT_ONCE = 4
-"""Most query heads of a program."""
+"""Most query heads of a program; half as many of head dims above 128 that are not in e4m3."""
 
 ROWS_AT_ONCE = 64
 """Rows of each query head of a program."""
@@ -341,7 +341,8 @@ def sample_rows(
     share, items, tiles = heads // kv_heads, batch * kv_heads, tiles_at_once(plan)
     fp8, exact = cells.keys.element_size() == 1, q.dtype == torch.float32
     each = plan.rows * tiles // GROUP_TILES
-    take = min(SCORED_AT_ONCE, SCORED_AT_ONCE * ROWS_AT_ONCE // each, power_of_two(share))
+    at_once = SCORED_AT_ONCE if fp8 or dim <= 128 else SCORED_AT_ONCE // 2
+    take = min(at_once, at_once * ROWS_AT_ONCE // each, power_of_two(share))
     take = 1 if exact else max(1, take)
     bundles, lines = -(-share // take), take * each
     programs = -(-count * GROUP_TILES // tiles)
