@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from minference.ops.build import Layout
+from minference.ops.groups import triton_cells
 from minference.ops.groups.api import grouped_blocks
 from minference.ops.groups.plan import Plan
 from minference.testing import layout_of, random_qkv
@@ -40,6 +42,21 @@ def test_lists_are_those_of_the_reference(
     q[0, -1, 100:228] += k[0, 0, 999]  # looked up: the sum of such rows more than doubles
     layout = layout_of(q, k, left_padding=(50,))
     plan = Plan(rows=rows, mass=0.999, most=20, wider=40, candidates=listed, cell=cell)
+    check(q, k, layout, plan, worst)
+
+
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+def test_wide_heads_on_a_gpu_without_e4m3(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_cells, "capability", lambda device: (8, 6))
+    q, k, _ = random_qkv(3, 1, 300, 5000, dim=160, dtype=torch.float16, device=device)
+    plan = Plan(rows=64, mass=0.999, most=20, wider=40, candidates=64)
+    check(q, k, layout_of(q, k), plan, 1)
+
+
+def check(q: torch.Tensor, k: torch.Tensor, layout: Layout, plan: Plan, worst: float) -> None:
+    """At most so many entries in a hundred differ from the reference's."""
     expected, got = (
         grouped_blocks(q, k, layout, plan, scale=0.1, impl=impl) for impl in ("reference", "triton")
     )
