@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minference.ops._dispatch import WIDE, WIDE_SHARED, why_not_triton
+from minference.ops._dispatch import why_not_triton
+from minference.ops._triton import WIDE_DIM, WIDE_FP32
 
-A100, A10, L4, B200, RTX_50 = (size << 10 for size in (163, 99, 99, 227, 99))
+A100, A10, L4, B200, RTX_50 = 163 << 10, 99 << 10, 99 << 10, 227 << 10, 99 << 10
 """Shared memory that a program may have, NVIDIA's CUDA programming guide, compute capabilities."""
 
 
@@ -22,7 +23,7 @@ A100, A10, L4, B200, RTX_50 = (size << 10 for size in (163, 99, 99, 227, 99))
         (89, 256, "bfloat16", L4),
         (100, 128, "bfloat16", B200),
         (120, 256, "bfloat16", RTX_50),
-        (80, 256, "float32", WIDE_SHARED),
+        (80, 256, "float32", WIDE_FP32),
     ],
 )
 def test_kernels_fit_other_gpus(capability: int, dim: int, dtype: str, most: int) -> None:
@@ -50,9 +51,9 @@ def test_fp32_of_wide_heads_is_refused_where_it_does_not_fit(
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
         return why_not_triton(device, dtype, head_dim)
 
-    why = reason(L4, torch.float32, WIDE + 1)
+    why = reason(L4, torch.float32, WIDE_DIM + 1)
     assert why is not None
     assert "takes 144 KiB of shared memory, this GPU has 99" in why
-    assert reason(L4, torch.float32, WIDE) is None
+    assert reason(L4, torch.float32, WIDE_DIM) is None
     assert reason(L4, torch.bfloat16, 256) is None
     assert reason(A100, torch.float32, 256) is None

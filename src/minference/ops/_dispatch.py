@@ -10,14 +10,9 @@ import torch
 from minference import env
 from minference.errors import UnsupportedError, unknown_name
 from minference.log import info_once
+from minference.ops._triton import WIDE_DIM, WIDE_FP32
 
 Reason = str | None
-
-WIDE = 128
-"""Head dim above which fp32 keys and values of a step fill `WIDE_SHARED`."""
-
-WIDE_SHARED = 144 << 10
-"""Bytes of shared memory that a program then takes."""
 
 
 def default_device() -> torch.device:
@@ -51,12 +46,12 @@ def why_not_triton(device: torch.device, dtype: torch.dtype, head_dim: int = 0) 
         return f"Triton kernels run on cuda devices, got {device.type}"
     elif dtype == torch.float8_e4m3fn and torch.cuda.get_device_capability(device) < (8, 9):
         return "fp8 needs a GPU of compute capability 8.9 or newer; use precision='native'"
-    elif dtype == torch.float32 and head_dim > WIDE:
+    elif dtype == torch.float32 and head_dim > WIDE_DIM:
         shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-        if shared < WIDE_SHARED:
+        if shared < WIDE_FP32:
             return (
-                f"fp32 with head dims above {WIDE} takes {WIDE_SHARED >> 10} KiB of shared memory, "
-                f"this GPU has {shared >> 10}; bf16 and fp16 take less"
+                f"fp32 with head dims above {WIDE_DIM} takes {WIDE_FP32 >> 10} KiB of shared "
+                f"memory, this GPU has {shared >> 10}; bf16 and fp16 take less"
             )
     return None
 

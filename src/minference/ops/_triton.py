@@ -65,12 +65,22 @@ SINGLE_PRECISION = {
 
 
 MAX_HEAD_DIM = 256
+WIDE_DIM = 128
+"""Rows of a larger head dim take twice the shared memory."""
+WIDE_FP32 = 144 << 10
+"""Bytes of shared memory that a program takes of them in fp32."""
 LOG2_E = math.log2(math.e)
 
 
 def padded_dim(head_dim: int) -> int:
     """Columns of a tile that holds `head_dim` of them: a power of two, 16 at least."""
     return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def at_once(most: int, head_dim: int) -> int:
+    """How many of what a program holds `most` of: half as many of a wide head dim, so that they fit
+    the shared memory of every GPU."""
+    return most if head_dim <= WIDE_DIM else most // 2
 
 
 def log2_scaling(scale: float, softcap: float) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from minference.index_samples import (
 from minference.ops._triton import (
     LOG2_E,
     REGISTERS,
+    WIDE_DIM,
     AttentionLaunch,
     attention_launch,
     log2_scaling,
@@ -47,7 +48,7 @@ _LOG2_E = tl.constexpr(LOG2_E)
 KEYS = 64
 """Samples of a step."""
 LAUNCH = AttentionLaunch(128, KEYS, 2, 8)
-"""Launch parameters in half precision, for head dims up to 128."""
+"""Launch parameters in half precision, for head dims up to `WIDE_DIM`."""
 
 
 @triton.jit
@@ -231,7 +232,8 @@ def join_samples(
         D=dim, BLOCK_D=wide, PAGE=0 if table is None else k.shape[2], KEYS=KEYS, num_warps=4,
     )  # fmt: skip
     single = q.dtype == torch.float32
-    tuned = launch or (attention_launch(dim, q.dtype, device) if single or dim > 128 else LAUNCH)
+    own = LAUNCH if dim <= WIDE_DIM and not single else attention_launch(dim, q.dtype, device)
+    tuned = launch or own
     _join_samples[(batch * heads * slots * (TILE // tuned.rows),)](
         q, packed[0], packed[1], out, lse, counts, *bounds, tuple(q.stride()[:3]), slots, q_len,
         index.kv_len, index.samples, room, rows, math.log2(index.sample_share),

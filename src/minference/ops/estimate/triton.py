@@ -14,14 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import BLOCK
-from minference.ops._triton import log2_scaling, padded_dim
+from minference.ops._triton import at_once, log2_scaling, padded_dim
 from minference.ops.estimate.reference import ROWS, MassScores
 from minference.ops.select.reference import offset_slots
 
 HEADS_AT_ONCE = 4
-"""Most query heads of a program; half as many of head dims above 128, which take twice the shared
-memory."""
-
 GROUPS_AT_MOST = 1 << 13
 
 _ROWS = tl.constexpr(ROWS)
@@ -308,8 +305,7 @@ def line_sums(
     kv_heads, kv_len = k.shape[1:3]
     share = heads // kv_heads
     exact = q.dtype == torch.float32
-    at_once = HEADS_AT_ONCE if dim <= 128 else HEADS_AT_ONCE // 2
-    take = 1 if exact else min(at_once, triton.next_power_of_2(share))
+    take = 1 if exact else min(at_once(HEADS_AT_ONCE, dim), triton.next_power_of_2(share))
     bundles = -(-share // take)
     others = bundles * batch * kv_heads
     blocks, group = -(-kv_len // BLOCK), _group(kv_len)

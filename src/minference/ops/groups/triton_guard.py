@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import BLOCK
-from minference.ops._triton import REGISTERS, SIZES, log2_scaling, padded_dim
+from minference.ops._triton import REGISTERS, SIZES, at_once, log2_scaling, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import power_of_two
 from minference.ops.groups.triton_rows import MOST, log2_scores
@@ -15,8 +15,7 @@ from minference.ops.groups.triton_rows import MOST, log2_scores
 SPLITS = 16
 
 SLOTS = 32
-"""Guarded rows of a program; half as many with a head dim above 128, or shared memory is too small
-for them on some GPUs."""
+"""Guarded rows of a program, at most."""
 
 SUMS = 5
 """Numbers of a row: log2 sums of all keys and of those that the first and second list keep, and of
@@ -139,13 +138,13 @@ def row_sums(
     exact = q.dtype == torch.float32
     take = 1 if exact else min(4, power_of_two(share))
     bundles = -(-share // take)
-    at_once = SLOTS if dim <= 128 else SLOTS // 2
+    guarded = at_once(SLOTS, dim)
     sums = q.new_empty((batch, kv_heads, slots, share, SPLITS, SUMS), dtype=torch.float32)
-    _row_sums[(SPLITS, -(-slots // at_once) * bundles, batch * kv_heads)](
+    _row_sums[(SPLITS, -(-slots // guarded) * bundles, batch * kv_heads)](
         q, k, rows, flags, sums, layout.first, tuple(q.stride()[:3]), tuple(k.stride()[:3]), q_len,
         k.shape[2], slots, flags.shape[2], *log2_scaling(scale, softcap), HKV=kv_heads, SHARE=share,
         TAKE=take, D=dim, BLOCK_D=padded_dim(dim), SPLITS=SPLITS, STAGES=1 if exact else 3,
         SOFTCAP=bool(softcap), PRECISION="ieee" if exact else "tf32", BUNDLES=bundles,
-        SLOTS=at_once, num_warps=8, maxnreg=None if exact else REGISTERS,
+        SLOTS=guarded, num_warps=8, maxnreg=None if exact else REGISTERS,
     )  # fmt: skip
     return sums

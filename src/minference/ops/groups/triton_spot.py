@@ -17,14 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minference.index import BLOCK, TILE
-from minference.ops._triton import REGISTERS, SIZES, log2_scaling, padded_dim
+from minference.ops._triton import REGISTERS, SIZES, WIDE_DIM, at_once, log2_scaling, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import EDGE, GROUP, GROUP_TILES, Plan, power_of_two
 from minference.ops.groups.triton_cells import STEP, Cells, cell_slot
 from minference.ops.groups.triton_rows import MOST, log2_scores
 
 SCORED_AT_ONCE = 4
-"""Most query heads of a program; half as many of head dims above 128 that are not in e4m3."""
+"""Most query heads of a program."""
 
 ROWS_AT_ONCE = 64
 """Rows of each query head of a program."""
@@ -341,8 +341,8 @@ def sample_rows(
     share, items, tiles = heads // kv_heads, batch * kv_heads, tiles_at_once(plan)
     fp8, exact = cells.keys.element_size() == 1, q.dtype == torch.float32
     each = plan.rows * tiles // GROUP_TILES
-    at_once = SCORED_AT_ONCE if fp8 or dim <= 128 else SCORED_AT_ONCE // 2
-    take = min(at_once, at_once * ROWS_AT_ONCE // each, power_of_two(share))
+    most = SCORED_AT_ONCE if fp8 else at_once(SCORED_AT_ONCE, dim)
+    take = min(most, most * ROWS_AT_ONCE // each, power_of_two(share))
     take = 1 if exact else max(1, take)
     bundles, lines = -(-share // take), take * each
     programs = -(-count * GROUP_TILES // tiles)
@@ -353,7 +353,7 @@ def sample_rows(
     fixed = {"HKV": kv_heads, "TILES": tiles, "BLOCK_D": padded_dim(dim), "FP8": fp8}
     fixed |= {"PRECISION": "ieee" if exact else "tf32", "SOFTCAP": bool(softcap)}
     # what wider keys leave of some GPUs' shared memory
-    stages = 3 if dim <= 128 else 2
+    stages = 3 if dim <= WIDE_DIM else 2
     fixed |= {"STAGES": stages if fp8 else 1, "num_warps": 8}
     factor, ceiling = log2_scaling(scale, softcap)
     sum_rows[(programs, bundles, items)](
