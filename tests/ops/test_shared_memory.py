@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minference.ops._dispatch import why_not_triton
+from minference.errors import UnsupportedError
+from minference.ops._dispatch import resolve_impl, why_not_triton
 from minference.ops._triton import WIDE_DIM, WIDE_FP32
 
 A100, A10, L4, B200, RTX_50 = 163 << 10, 99 << 10, 99 << 10, 227 << 10, 99 << 10
@@ -45,15 +46,20 @@ def test_fp32_of_wide_heads_is_refused_where_it_does_not_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
 
     def reason(shared: int, dtype: torch.dtype, head_dim: int) -> str | None:
         gpu = SimpleNamespace(shared_memory_per_block_optin=shared)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
         return why_not_triton(device, dtype, head_dim)
 
+    assert reason(A100, torch.float32, 256) is None
+    assert reason(L4, torch.float32, WIDE_DIM) is None
+    assert reason(L4, torch.bfloat16, 256) is None
     why = reason(L4, torch.float32, WIDE_DIM + 1)
     assert why is not None
     assert "takes 144 KiB of shared memory, this GPU has 99" in why
-    assert reason(L4, torch.float32, WIDE_DIM) is None
-    assert reason(L4, torch.bfloat16, 256) is None
-    assert reason(A100, torch.float32, 256) is None
+    with pytest.raises(UnsupportedError, match="144 KiB"):
+        resolve_impl("triton", device, torch.float32, WIDE_DIM + 1)
+    assert resolve_impl("auto", device, torch.float32, WIDE_DIM + 1) == "torch"
+    assert resolve_impl("auto", device, torch.float32, WIDE_DIM) == "triton"
