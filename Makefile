@@ -46,7 +46,7 @@ $(READY): pyproject.toml constraints.txt
 
 run: $(READY)
 	OMP_NUM_THREADS=2 $(BIN)/minference run models/needle --demo-facts --tokens 16k --compare \
-	  --method minference:budget_length=262144 --plot out/run.png --layer 4 --head 4 $(RUN_ARGS)
+	  --method minference:budget_length=262144,min_seq_len=4096 --plot out/run.png --layer 4 --head 4 $(RUN_ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS) tests

@@ -63,6 +63,9 @@ def test_the_report_says_the_same_in_words(tiny_folder: str) -> None:
     alone = run(tiny_folder, *PROMPT, *SHORT, *SHAPE)
     assert "sparse first token" in alone
     assert "dense" not in alone
+    assert "nothing was left out" not in alone
+    short = run(tiny_folder, *PROMPT, *SHORT, "--method", "a_shape")
+    assert "nothing was left out: too little work" in short
 
 
 def test_prompts_come_from_a_file_or_a_pipe(tiny_folder: str, tmp_path: Path) -> None:

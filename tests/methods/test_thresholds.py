@@ -5,7 +5,14 @@ import pytest
 from minference.head_patterns import HeadPatterns, default_patterns
 from minference.methods import AShape, Grouped, MInference
 from minference.methods.base import Context
-from minference.methods.thresholds import CPU_TOKENS, CUDA_TOKENS, min_seq_len, most_share
+from minference.methods.thresholds import (
+    CPU_TOKENS,
+    CUDA_TOKENS,
+    min_seq_len,
+    min_work,
+    most_share,
+    work,
+)
 from minference.testing import layout_of, random_qkv
 
 
@@ -40,6 +47,24 @@ def test_a_method_may_need_longer_prompts() -> None:
 def test_the_method_decides_where_it_says_so() -> None:
     method = MInference(patterns=default_patterns(1, 1), min_seq_len=7)
     assert min_seq_len(method, "cuda") == min_seq_len(method, "cpu") == 7
+
+
+@pytest.mark.parametrize(("queries", "context"), [(1, 7), (5, 5), (3, 9)])
+def test_work_counts_the_pairs_of_every_head_and_dimension(queries: int, context: int) -> None:
+    pairs = sum(context - queries + 1 + row for row in range(queries))
+    assert work(queries, context, 24) == 24 * pairs
+
+
+def test_calls_that_dense_attention_was_faster_at_have_too_little_work() -> None:
+    least = min_work(Grouped(), "cuda")
+    width = 32 * 128
+    assert work(CUDA_TOKENS, CUDA_TOKENS, width) >= least
+    # an eighth of the heads, as a worker of eight has them; a question behind 128K tokens
+    assert work(CUDA_TOKENS, CUDA_TOKENS, width // 8) < least
+    assert work(512, 1 << 17, width) < least
+    assert work(1 << 16, 1 << 16, width // 8) >= least
+    assert min_work(MInference(patterns=default_patterns(2, 4)), "cuda") == least // 2
+    assert min_work(Grouped(), "cpu") == min_work(Grouped(min_seq_len=9), "cuda") == 0
 
 
 @pytest.mark.parametrize("tokens", [300, 1000, 3000])

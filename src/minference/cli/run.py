@@ -13,6 +13,10 @@ from minference.cli.outputs import check_picture
 from minference.cli.progress import layer_progress
 
 app = typer.Typer(add_completion=False)
+NOTHING_LEFT_OUT = (
+    "nothing was left out: too little work for the method here (min_seq_len=0 serves any prompt), "
+    "or budgets that cover it"
+)
 
 
 @app.command()
@@ -83,6 +87,8 @@ def report(result: dict[str, Any]) -> str:
             density = f", density {own['density']:.3f}" if "density" in own else ""
             lines.append(f"  {name:6} first token {own['seconds']:.2f} s{density}")
             lines.append(f"         answer {own['answer']!r}")
+            if own.get("density") == 1:
+                lines.append(f"         {NOTHING_LEFT_OUT}")
     if result["expected"] is not None:
         lines.append(f"  expected       {result['expected']!r}")
     if "speedup" in result:

@@ -41,12 +41,16 @@ class Method(ABC):
     """Builds the index of one attention call.
 
     Attributes:
-        min_seq_len: contexts of fewer tokens are served by the best dense kernel; None means the
-            length measured for the device, or on a CPU `cpu_tokens` where that is more.
+        min_seq_len: contexts of fewer tokens are served by the best dense kernel; None means what
+            was measured for the device: a length, on a CPU `cpu_tokens` where that is more, and on
+            a GPU calls of less work than `cuda_work` are dense too.
     """
 
     name: ClassVar[str]
     cpu_tokens: ClassVar[int] = 0
+    # dense attention takes 3 ms for it on an H100; `grouped` takes 1.4 to 3 for less, most of which
+    # is launches: benchmarks/results/small_calls_h100.jsonl
+    cuda_work: ClassVar[int] = 1 << 39
     min_seq_len: int | None = None
 
     def __post_init__(self) -> None:

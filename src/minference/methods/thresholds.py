@@ -1,4 +1,4 @@
-"""From which length on a method is worth its index, by device. Floor 3."""
+"""From which length and work on a method is worth its index, by device. Floor 3."""
 
 import math
 
@@ -22,6 +22,18 @@ def min_seq_len(method: Method, device_type: str) -> int:
         return max(CPU_TOKENS, method.cpu_tokens)
     bought = math.ceil(CUDA_TOKENS_PER_KEY * (method.keys_per_row() or 0))
     return max(CUDA_TOKENS, bought)
+
+
+def min_work(method: Method, device_type: str) -> int:
+    """Work of a call, as `work` counts it, below which the dense kernel serves: what an index costs
+    however few heads and queries there are. None on a CPU, or where the method has a length."""
+    return 0 if method.min_seq_len is not None or device_type != "cuda" else method.cuda_work
+
+
+def work(queries: int, context: int, width: int) -> float:
+    """Pairs of a query and a key that it sees, times `width`: the query heads of all batch rows
+    times their dimension. Dense attention takes four operations for each."""
+    return queries * (context - (queries - 1) / 2) * width
 
 
 def most_share(keys: float, tokens: int) -> float:

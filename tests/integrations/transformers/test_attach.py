@@ -238,3 +238,22 @@ def test_estimate_counts_weights_and_cache(model: torch.nn.Module) -> None:
     assert need.weights == sum(4 * p.numel() for p in model.parameters())
     assert need.cache == 1000 * 4 * 2 * 2 * 16 * 4
     assert estimate_memory(model, 1000, chunk_tokens=10).activations < need.activations
+
+
+@pytest.mark.parametrize(
+    ("queries", "context", "width", "served"),
+    [
+        (1 << 14, 1 << 14, 32 * 128, True),
+        (1 << 14, 1 << 14, 8 * 128, False),  # few heads
+        (1 << 15, 1 << 15, 8 * 128, True),
+        (1 << 9, 1 << 17, 32 * 128, False),  # a question behind a long context
+        (1 << 13, 1 << 17, 32 * 128, True),
+        (1 << 14, 1 << 14, None, True),  # when only lengths are known they decide
+    ],
+)
+def test_calls_of_little_work_stay_dense_on_a_gpu(
+    queries: int, context: int, width: int | None, served: bool
+) -> None:
+    assert state.State(Grouped()).sparse(queries, context, "cuda", width) == served
+    asked = state.State(Grouped(), min_seq_len=4096), state.State(Grouped(min_seq_len=4096))
+    assert all(x.sparse(queries, context, "cuda", width) for x in asked)

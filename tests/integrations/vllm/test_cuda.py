@@ -135,7 +135,7 @@ def layer_with(calls: list[Any], method: methods.Method, **stock: Any) -> tuple[
         "sinks": None,
     }
     recorder = Recorder(lambda line: None, publish=False)
-    runtime = Runtime(Options(min_chunk=64), method, 0, False, recorder)
+    runtime = Runtime(Options(min_chunk=64), method, 0, 0, False, recorder)
     impl = SparseFlashImpl.from_stock(SimpleNamespace(**values | stock), runtime)
     layer = SimpleNamespace(layer_name="model.layers.3.self_attn.attn", impl=impl)
     layers.get_forward_context().no_compile_layers[layer.layer_name] = layer

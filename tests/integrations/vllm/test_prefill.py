@@ -15,8 +15,9 @@ from minference.integrations.vllm.metrics import Recorder
 from minference.integrations.vllm.options import Options
 from minference.integrations.vllm.pages import Request
 from minference.integrations.vllm.prefill import LayerPrefill, Runtime, serve_rows
-from minference.integrations.vllm.rows import Row
+from minference.integrations.vllm.rows import Row, batch_rows
 from minference.methods import Context, Method
+from minference.methods.thresholds import work
 from minference.patterns import AShape, Dense, VerticalSlash
 from minference.testing import random_qkv
 
@@ -55,8 +56,8 @@ def layer_of(
     method: Method, *, isolate: bool = False, heads: int = 4, **options: int
 ) -> LayerPrefill:
     recorder = Recorder(lambda line: None, publish=False)
-    runtime = Runtime(Options(**options), method, 0, isolate, recorder)
-    return LayerPrefill(runtime, 0, tuple(range(heads)), 32**-0.5)
+    runtime = Runtime(Options(**options), method, 0, 0, isolate, recorder)
+    return LayerPrefill(runtime, 0, tuple(range(heads)), 32, 32**-0.5)
 
 
 def run(layer: LayerPrefill, queries: int, context: int) -> tuple[Tensor, Tensor, bool]:
@@ -70,6 +71,16 @@ def run(layer: LayerPrefill, queries: int, context: int) -> tuple[Tensor, Tensor
     mask = torch.ones(queries, context, dtype=torch.bool).tril(context - queries)
     dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out, dense[0].transpose(0, 1), served
+
+
+def test_chunks_of_little_work_stay_dense() -> None:
+    layer = layer_of(methods.AShape(sink=4, local=64))
+    rows = batch_rows([0, 130, 430], [130, 900])
+    assert layer.candidates(rows) == rows
+    layer.runtime.min_work = int(work(300, 900, 4 * 32))
+    assert layer.candidates(rows) == rows[1:]
+    layer.runtime.min_work += 1
+    assert layer.candidates(rows) == ()
 
 
 @pytest.mark.parametrize(("queries", "context"), [(300, 300), (130, 333), (2, 65)])
@@ -99,7 +110,7 @@ def test_heads_have_their_global_patterns() -> None:
     out, dense, _ = run(first, 300, 900)
     torch.testing.assert_close(out[:, :3], dense[:, :3], atol=2e-5, rtol=2e-5)
     assert not torch.allclose(out[:, 3], dense[:, 3], atol=1e-3)
-    second = LayerPrefill(first.runtime, 0, (4, 5, 6, 7), 32**-0.5)
+    second = LayerPrefill(first.runtime, 0, (4, 5, 6, 7), 32, 32**-0.5)
     out, dense, _ = run(second, 300, 900)
     assert not torch.allclose(out[:, 0], dense[:, 0], atol=1e-3)
 

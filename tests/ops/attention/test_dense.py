@@ -47,20 +47,29 @@ def test_dense_attention_in_fp8() -> None:
 @pytest.mark.parametrize("name", dense.FLASH3_NAMES)
 def test_flash3_goes_by_either_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def attend(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float, causal: bool
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        softmax_scale: float,
+        causal: bool,
+        num_splits: int,
     ) -> torch.Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         assert causal
+        splits.append(num_splits)
         assert softmax_scale == pytest.approx(32**-0.5)
         return expected(q, k, v).transpose(1, 2)
 
+    splits: list[int] = []
     module = ModuleType(name)
     module.flash_attn_func = attend  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(dense, "FLASH3", name)
     monkeypatch.setattr(dense, "_flash3_serves", lambda *_: True)
-    q, k, v = random_qkv(4, 2, 100)
-    torch.testing.assert_close(dense.dense_attention(q, k, v), expected(q, k, v))
+    for heads in (4, 106):
+        q, k, v = random_qkv(heads, 2, 100)
+        torch.testing.assert_close(dense.dense_attention(q, k, v), expected(q, k, v))
+    assert splits == [0, 1]  # its own choice where few tiles would leave the GPU idle
 
 
 def test_a_named_kernel_is_not_replaced() -> None:

@@ -18,7 +18,7 @@ from minference.log import info_once, warn_once
 from minference.methods.base import Context
 from minference.methods.thresholds import most_share
 from minference.ops.attention.api import sparse_attention
-from minference.ops.attention.dense import dense_attention
+from minference.ops.attention.dense import dense_attention, has_holes
 from minference.ops.build import Layout
 
 NAME = "minference"
@@ -53,7 +53,7 @@ def mask(**given: Any) -> Tensor | None:  # noqa: ANN401
         return None
     if not long:
         return _compat.written_mask(**given)
-    if keep is not None and _has_holes(keep):
+    if keep is not None and has_holes(keep):
         info_once("padding inside a prompt: the forward is dense; pad at one end for sparse")
         return _compat.written_mask(**given)
     batch = int(given["batch_size"])
@@ -71,10 +71,6 @@ def _padding(given: Tensor | None, begin: int, seen: int) -> Tensor | None:
         return None
     keep = given[:, begin : begin + seen].bool()
     return nn.functional.pad(keep, (0, seen - keep.shape[1]))
-
-
-def _has_holes(keep: Tensor) -> bool:
-    return bool(((keep[:, 1:] & ~keep[:, :-1]).sum(dim=1) + keep[:, 0] > 1).any())
 
 
 def attention(
@@ -129,7 +125,8 @@ def _attend(
         return dense_attention(query, key, value, mask=_boolean(mask), dropout=dropout, **options)
     if mask is not None:
         key, value = (x[:, :, : mask.shape[-1]] for x in (key, value))
-    long = state.sparse(query.shape[2], key.shape[2], query.device.type)
+    batch, heads, rows, dim = query.shape
+    long = state.sparse(rows, key.shape[2], query.device.type, batch * heads * dim)
     if mask is not None and windowed:
         window = more.get("sliding_window") or int(mask.max())
         out = _window(query, key, value, mask[:, 0, 0] > 0, window, dropout, state, options)

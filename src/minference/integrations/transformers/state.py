@@ -17,7 +17,7 @@ from minference.integrations.transformers.records import LayerRecord, Mark, mark
 from minference.log import info_once
 from minference.methods import MInference
 from minference.methods.base import Context, Method
-from minference.methods.thresholds import min_seq_len
+from minference.methods.thresholds import min_seq_len, min_work, work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -30,7 +30,8 @@ class State:
     Attributes:
         method: what builds the indices.
         starting_layer: layers below it are dense.
-        min_seq_len: context length from which prompts are served sparsely; None asks `method`.
+        min_seq_len: context length from which prompts are served sparsely; None asks `method`,
+            and leaves calls of little work dense.
         impl: implementation of the operations.
         precision: what the sparse kernels multiply in, "native" or "fp8".
         record: whether to keep the records of the last prefill.
@@ -59,11 +60,16 @@ class State:
     packed: bool = False
     layers: list[LayerRecord] = field(default_factory=list)
 
-    def sparse(self, q_len: int, kv_len: int, device_type: str) -> bool:
-        """Whether a call of these lengths is a long prefill."""
+    def sparse(self, q_len: int, kv_len: int, device_type: str, width: int | None = None) -> bool:
+        """Whether a call of these lengths is a long prefill, and enough work for sparse attention
+        to win; `width` as in `work`, where it is known."""
         least = self.min_seq_len
         least = min_seq_len(self.method, device_type) if least is None else least
-        return q_len > 1 and kv_len >= least and 2 * q_len >= min(least, 256) and not env.disabled()
+        if q_len < 2 or kv_len < least or 2 * q_len < min(least, 256) or env.disabled():
+            return False
+        if width is None or self.min_seq_len is not None:
+            return True
+        return work(q_len, kv_len, width) >= min_work(self.method, device_type)
 
     def mark(self, device: torch.device) -> Mark:
         """The time, where records are kept."""

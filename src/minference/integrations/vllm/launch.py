@@ -15,7 +15,7 @@ from minference.integrations.vllm.metrics import Recorder
 from minference.integrations.vllm.options import Model, Options, asked_options
 from minference.integrations.vllm.prefill import Runtime
 from minference.methods import Dense, Method
-from minference.methods.thresholds import min_seq_len
+from minference.methods.thresholds import min_seq_len, min_work
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -84,13 +84,15 @@ def build_runtime(
             "add --scheduler-cls %s",
             SCHEDULERS[bool(config.scheduler_config.async_scheduling)],
         )
-    context = min_context(method, config.device_config.device_type)
+    device_type = config.device_config.device_type
+    context = min_context(method, device_type)
     _log.info(
         "sparse prefill by method %r for contexts of %d tokens and more", method.name, context
     )
     rank = get_tensor_model_parallel_rank()
     report = _log.info if rank == 0 else _log.debug
-    return Runtime(options, method, context, isolate, Recorder(report, publish=rank == 0))
+    recorder = Recorder(report, publish=rank == 0)
+    return Runtime(options, method, context, min_work(method, device_type), isolate, recorder)
 
 
 def refuse(config: VllmConfig) -> None:

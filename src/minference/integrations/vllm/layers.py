@@ -93,6 +93,7 @@ class SparseLayer:
             runtime=self.runtime,
             layer=extract_layer_index(name),
             heads=tuple(range(begin, begin + self.num_heads)),
+            head_dim=self.head_size,
             scale=self.scale,
             softcap=self.softcap(),
             sinks=self.sinks,

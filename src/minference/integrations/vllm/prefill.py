@@ -21,6 +21,7 @@ from minference.integrations.vllm.pages import Request
 from minference.integrations.vllm.rows import Row, long_rows, other_rows
 from minference.log import get_logger
 from minference.methods import Context, Method
+from minference.methods.thresholds import work
 from minference.ops.build import Layout, dense_index
 
 # on a GPU, counting an index's pairs stops the stream: one step in so many is measured
@@ -35,6 +36,7 @@ class Runtime:
         options: what was asked.
         method: built for the served model.
         min_context: contexts of fewer tokens stay dense.
+        min_work: so do chunks of less work, as `methods.thresholds.work` counts it.
         isolate: whether an error may be turned into NaN rows, because a scheduler is there that
             fails the requests whose logits are NaN; without it the error goes up.
         recorder: counts and logs.
@@ -43,6 +45,7 @@ class Runtime:
     options: Options
     method: Method
     min_context: int
+    min_work: int
     isolate: bool
     recorder: Recorder
     step: object = None
@@ -81,6 +84,7 @@ class LayerPrefill:
         runtime: shared state.
         layer: number of the layer in the whole model.
         heads: global numbers of this worker's query heads.
+        head_dim: elements of a head.
         scale: factor of the scores.
         softcap: bound of the scores; 0 for none.
         sinks: a logit a head without a value (gpt-oss).
@@ -89,16 +93,19 @@ class LayerPrefill:
     runtime: Runtime
     layer: int
     heads: tuple[int, ...]
+    head_dim: int
     scale: float
     softcap: float = 0.0
     sinks: Tensor | None = field(default=None, repr=False)
 
     def candidates(self, rows: Sequence[Row]) -> tuple[Row, ...]:
         """The rows that this layer may serve."""
-        options = self.runtime.options
+        runtime, options = self.runtime, self.runtime.options
         if env.disabled() or self.layer < options.starting_layer:
             return ()
-        return long_rows(rows, min_chunk=options.min_chunk, min_context=self.runtime.min_context)
+        found = long_rows(rows, min_chunk=options.min_chunk, min_context=runtime.min_context)
+        width = len(self.heads) * self.head_dim
+        return tuple(r for r in found if work(r.queries, r.context, width) >= runtime.min_work)
 
     def attend(self, row: Row, query: Tensor, read: Callable[[], Request], output: Tensor) -> bool:
         """Computes one row; False where the method asks for dense attention.

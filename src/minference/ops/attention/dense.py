@@ -1,5 +1,6 @@
-"""Dense attention with everything that models ask for: the best fused kernel where one fits,
-else blocks of rows in float32. Causal at the bottom right: the last query sits at the last key."""
+"""Dense attention with everything that models ask for: the best fused kernel where one fits, on a
+GPU the sparse kernels with every key in the index, else blocks of rows in float32. Causal at the
+bottom right: the last query sits at the last key."""
 
 import importlib
 import importlib.util
@@ -9,21 +10,28 @@ from contextlib import nullcontext
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from minference.errors import UnsupportedError
-from minference.index import real_bounds
+from minference.index import TILE, real_bounds
+from minference.ops._dispatch import resolve_impl
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.fp8 import check_precision
 from minference.ops.build import Layout, dense_index
 
+HALVES = (torch.float16, torch.bfloat16)
 ROWS = 1024
 """Rows of a block where a mask must be written out: ROWS x keys, never keys x keys."""
 FLASH3_NAMES = ("flash_attn_interface", "fa3_fwd_interface")
 """Modules of FlashAttention 3 with the same function: built from source, and from wheels."""
 FLASH3 = next((name for name in FLASH3_NAMES if importlib.util.find_spec(name)), None)
 """The one that is installed."""
+ENOUGH_TILES = 105
+"""Tiles of all heads that occupy four fifths of an H100: with fewer FlashAttention 3 shares out
+the keys of a tile too, which costs a pass."""
 FASTEST = (
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -74,18 +82,19 @@ def dense_attention(
                 "precision='fp8' serves causal attention with `keep`, without `mask` and dropout; "
                 "use precision='native'"
             )
-        return _fp8(q, k, v, keep, factor, softcap, sinks)
-    plain = not softcap and sinks is None and keep is None and mask is None
-    if plain and q.shape[2] in (1, k.shape[2]):
-        causal = q.shape[2] > 1
-        if _flash3_serves(q, k, v) and not dropout:
-            return flash3(q, k, v, scale=factor, causal=causal)
-        if q.is_cuda and q.dtype == torch.float32:
-            # no fused kernel serves groups in single precision, and the rest build all L x N scores
-            k, v = _groups(q, k), _groups(q, v)
-        fused = q.is_cuda and q.dtype != torch.float32 and causal
-        backends = FASTEST if fused else ()
-        return sdpa(q, k, v, backends, scale=factor, causal=causal, dropout=dropout)
+        if keep is not None and has_holes(keep):
+            raise UnsupportedError(
+                "precision='fp8' needs the real keys in one run, got a `keep` with holes; pad at "
+                "one end, or use precision='native'"
+            )
+        return _by_index(q, k, v, keep, factor, softcap, sinks, precision)
+    if mask is None and keep is None and not softcap and sinks is None:
+        out = _fused(q, k, v, factor, dropout)
+        if out is not None:
+            return out
+    if mask is None and not dropout and _sparse_kernel_serves(q, k, v, keep):
+        return _by_index(q, k, v, keep, factor, softcap, sinks, precision)
+    k, v = _groups(q, k), _groups(q, v)
     out = []
     for begin in range(0, q.shape[2], ROWS):
         rows = slice(begin, min(begin + ROWS, q.shape[2]))
@@ -99,7 +108,45 @@ def dense_attention(
     return torch.cat(out, dim=2) if len(out) > 1 else out[0]
 
 
-def _fp8(
+def has_holes(keep: Bool[Tensor, "B N"]) -> bool:
+    """Whether the real keys of some batch row are not one run; waits for the device."""
+    return bool(((keep[:, 1:] & ~keep[:, :-1]).sum(dim=1) + keep[:, 0] > 1).any())
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Tensor | None:
+    """By a fused kernel; None where none has the causal mask of fewer queries than keys."""
+    rows = q.shape[2]
+    if rows > 1 and not dropout and _flash3_serves(q, k, v):
+        return flash3(q, k, v, scale=scale)
+    if rows in (1, k.shape[2]):
+        causal = rows > 1
+        if q.is_cuda and q.dtype == torch.float32:
+            # no fused kernel serves groups in single precision, and the rest build all L x N scores
+            k, v = _groups(q, k), _groups(q, v)
+        fused = q.is_cuda and q.dtype != torch.float32 and causal
+        return sdpa(q, k, v, FASTEST if fused else (), scale=scale, causal=causal, dropout=dropout)
+    grouped = q.shape[1] != k.shape[1]
+    params = SDPAParams(q, k, v, None, dropout, False, grouped)
+    if not (q.is_cuda and can_use_flash_attention(params)):
+        return None
+    mask = causal_lower_right(rows, k.shape[2])
+    return scaled_dot_product_attention(
+        q, k, v, mask, dropout_p=dropout, scale=scale, enable_gqa=grouped
+    )
+
+
+def _sparse_kernel_serves(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> bool:
+    return (
+        q.is_cuda
+        and q.dtype in HALVES
+        and v.shape[-1] <= q.shape[-1]
+        and not any(x.requires_grad for x in (q, k, v))
+        and resolve_impl("auto", q.device, q.dtype, q.shape[-1]) != "torch"
+        and (keep is None or not has_holes(keep))
+    )
+
+
+def _by_index(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -107,17 +154,13 @@ def _fp8(
     scale: float,
     softcap: float,
     sinks: Tensor | None,
+    precision: str,
 ) -> Tensor:
-    if keep is not None and bool(((keep[:, 1:] & ~keep[:, :-1]).sum(1) + keep[:, 0] > 1).any()):
-        raise UnsupportedError(
-            "precision='fp8' needs the real keys in one run, got a `keep` with holes; pad at one "
-            "end, or use precision='native'"
-        )
     first, stop = real_bounds(q.shape[0], k.shape[2], q.device, keep)
     index = dense_index(Layout(first, stop, q.shape[2], k.shape[2]), q.shape[1])
     width = v.shape[-1]
     v = pad(v, (0, k.shape[-1] - width))
-    options = {"scale": scale, "softcap": softcap, "sinks": sinks, "precision": "fp8"}
+    options = {"scale": scale, "softcap": softcap, "sinks": sinks, "precision": precision}
     return sparse_attention(q, k, v, index, **options)[..., :width]
 
 
@@ -138,9 +181,7 @@ def _groups(q: Tensor, x: Tensor) -> Tensor:
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
-    out = scaled_dot_product_attention(
-        q, _groups(q, k), _groups(q, v), attn_mask=mask, scale=scale, dropout_p=dropout
-    )
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, dropout_p=dropout)
     return out.masked_fill(~mask.any(dim=-1, keepdim=True), 0)
 
 
@@ -154,7 +195,7 @@ def _exact(
     sinks: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    scores = (q.float() * scale) @ _groups(q, k).float().transpose(-1, -2)
+    scores = (q.float() * scale) @ k.float().transpose(-1, -2)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~mask, -torch.inf)
@@ -163,15 +204,19 @@ def _exact(
         scores = torch.cat([scores, sink], dim=-1)
     weights = scores.softmax(dim=-1)[..., : k.shape[2]].nan_to_num(0.0)
     weights = torch.nn.functional.dropout(weights, dropout) if dropout else weights
-    return (weights @ _groups(q, v).float()).to(q.dtype)
+    return (weights @ v.float()).to(q.dtype)
 
 
 def flash3(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = True
 ) -> Tensor:
     """Attention by FlashAttention 3, which must be installed."""
+    tiles = q.shape[0] * q.shape[1] * -(-q.shape[2] // TILE)
     out = importlib.import_module(FLASH3 or FLASH3_NAMES[0]).flash_attn_func(
-        *(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, causal=causal
+        *(x.transpose(1, 2) for x in (q, k, v)),
+        softmax_scale=scale,
+        causal=causal,
+        num_splits=1 if tiles >= ENOUGH_TILES else 0,
     )
     return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
 
@@ -204,7 +249,7 @@ def _flash3_serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return (
         q.is_cuda
         and not any(x.requires_grad for x in (q, k, v))
-        and q.dtype in (torch.float16, torch.bfloat16)
+        and q.dtype in HALVES
         and q.shape[-1] == v.shape[-1] <= 256
         and torch.cuda.get_device_capability(q.device) == (9, 0)
         and FLASH3 is not None
