@@ -136,8 +136,10 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Ten
 
 
 def _sparse_kernel_serves(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> bool:
+    # an index takes longer than the masks of few rows
     return (
         q.is_cuda
+        and q.shape[2] > TILE
         and q.dtype in HALVES
         and v.shape[-1] <= q.shape[-1]
         and not any(x.requires_grad for x in (q, k, v))
