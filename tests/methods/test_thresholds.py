@@ -52,17 +52,17 @@ def test_the_method_decides_where_it_says_so() -> None:
 @pytest.mark.parametrize(("queries", "context"), [(1, 7), (5, 5), (3, 9)])
 def test_work_counts_the_pairs_of_every_head_and_dimension(queries: int, context: int) -> None:
     pairs = sum(context - queries + 1 + row for row in range(queries))
-    assert work(queries, context, 24) == 24 * pairs
+    assert work(queries, context, 3, 8) == 3 * 8 * pairs
+    assert work(queries, context, 3, 256) == work(queries, context, 3, 128)
 
 
 def test_calls_that_dense_attention_was_faster_at_have_too_little_work() -> None:
     least = min_work(Grouped(), "cuda")
-    width = 32 * 128
-    assert work(CUDA_TOKENS, CUDA_TOKENS, width) >= least
+    assert work(CUDA_TOKENS, CUDA_TOKENS, 32, 128) >= least
     # an eighth of the heads, as a worker of eight has them; a question behind 128K tokens
-    assert work(CUDA_TOKENS, CUDA_TOKENS, width // 8) < least
-    assert work(512, 1 << 17, width) < least
-    assert work(1 << 16, 1 << 16, width // 8) >= least
+    assert work(CUDA_TOKENS, CUDA_TOKENS, 4, 128) < least
+    assert work(512, 1 << 17, 32, 128) < least
+    assert work(1 << 16, 1 << 16, 4, 128) >= least
     assert min_work(MInference(patterns=default_patterns(2, 4)), "cuda") == least // 2
     assert min_work(Grouped(), "cpu") == min_work(Grouped(min_seq_len=9), "cuda") == 0
 

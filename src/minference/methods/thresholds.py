@@ -14,6 +14,9 @@ most 80 % of the causal area, which is when the context has 1.8 times the keys o
 benchmarks/results/break_even_h100.jsonl, random values, so that nothing helps."""
 
 
+COUNTED_DIM = 128
+
+
 def min_seq_len(method: Method, device_type: str) -> int:
     """Context length below which the dense kernel serves: the method's own, else the device's."""
     if method.min_seq_len is not None:
@@ -30,10 +33,11 @@ def min_work(method: Method, device_type: str) -> int:
     return 0 if method.min_seq_len is not None or device_type != "cuda" else method.cuda_work
 
 
-def work(queries: int, context: int, width: int) -> float:
-    """Pairs of a query and a key that it sees, times `width`: the query heads of all batch rows
-    times their dimension. Dense attention takes four operations for each."""
-    return queries * (context - (queries - 1) / 2) * width
+def work(queries: int, context: int, heads: int, dim: int) -> float:
+    """Pairs of a query and a key that it sees, times the query heads of all batch rows, times their
+    dimension, of which 128 count: dense attention takes four operations for each, and with wider
+    heads an index takes longer too."""
+    return queries * (context - (queries - 1) / 2) * heads * min(dim, COUNTED_DIM)
 
 
 def most_share(keys: float, tokens: int) -> float:

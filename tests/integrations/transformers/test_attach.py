@@ -241,19 +241,20 @@ def test_estimate_counts_weights_and_cache(model: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("queries", "context", "width", "served"),
+    ("queries", "context", "shape", "served"),
     [
-        (1 << 14, 1 << 14, 32 * 128, True),
-        (1 << 14, 1 << 14, 8 * 128, False),  # few heads
-        (1 << 15, 1 << 15, 8 * 128, True),
-        (1 << 9, 1 << 17, 32 * 128, False),  # a question behind a long context
-        (1 << 13, 1 << 17, 32 * 128, True),
-        (1 << 14, 1 << 14, None, True),  # when only lengths are known they decide
+        (1 << 14, 1 << 14, (32, 128), True),
+        (1 << 14, 1 << 14, (8, 128), False),  # few heads
+        (1 << 15, 1 << 15, (8, 128), True),
+        (1 << 14, 1 << 14, (16, 256), False),  # wide ones, of which an index takes longer
+        (1 << 9, 1 << 17, (32, 128), False),  # a question behind a long context
+        (1 << 13, 1 << 17, (32, 128), True),
+        (1 << 14, 1 << 14, (), True),  # when only lengths are known they decide
     ],
 )
 def test_calls_of_little_work_stay_dense_on_a_gpu(
-    queries: int, context: int, width: int | None, served: bool
+    queries: int, context: int, shape: tuple[int, ...], served: bool
 ) -> None:
-    assert state.State(Grouped()).sparse(queries, context, "cuda", width) == served
+    assert state.State(Grouped()).sparse(queries, context, "cuda", *shape) == served
     asked = state.State(Grouped(), min_seq_len=4096), state.State(Grouped(min_seq_len=4096))
-    assert all(x.sparse(queries, context, "cuda", width) for x in asked)
+    assert all(x.sparse(queries, context, "cuda", *shape) for x in asked)

@@ -122,7 +122,7 @@ def test_pinned_memory_that_torch_keeps_is_given_back_when_it_is_missed() -> Non
 
 
 def test_without_a_method_a_gpu_is_served_by_grouped() -> None:
-    model, ids = model_and_ids(16_640)
+    model, ids = model_and_ids(33_280)
     with minference.attach(model, record=True) as handle, torch.no_grad():
         model(ids, use_cache=False, logits_to_keep=1)
         assert state.find(model.config).method == Grouped()

@@ -77,7 +77,7 @@ def test_chunks_of_little_work_stay_dense() -> None:
     layer = layer_of(methods.AShape(sink=4, local=64))
     rows = batch_rows([0, 130, 430], [130, 900])
     assert layer.candidates(rows) == rows
-    layer.runtime.min_work = int(work(300, 900, 4 * 32))
+    layer.runtime.min_work = int(work(300, 900, 4, 32))
     assert layer.candidates(rows) == rows[1:]
     layer.runtime.min_work += 1
     assert layer.candidates(rows) == ()

@@ -47,7 +47,8 @@ def attach(
             kernels and else "minference". A name takes the published patterns of this architecture
             and shape, else the default ones, where its method has patterns.
         starting_layer: layers below it are dense.
-        min_seq_len: shortest context to serve sparsely, in tokens; the method's unless given.
+        min_seq_len: shortest context to serve sparsely, in tokens; unless given the method's, and
+            on a GPU only calls of enough work (docs/kernels.md).
         impl: implementation of the operations, as in `sparse_attention`.
         precision: "fp8" multiplies queries, keys and values of sparse and windowed layers in e4m3,
             as in `sparse_attention`: faster, with an error of a few per cent in each output; for

@@ -126,7 +126,7 @@ def _attend(
     if mask is not None:
         key, value = (x[:, :, : mask.shape[-1]] for x in (key, value))
     batch, heads, rows, dim = query.shape
-    long = state.sparse(rows, key.shape[2], query.device.type, batch * heads * dim)
+    long = state.sparse(rows, key.shape[2], query.device.type, batch * heads, dim)
     if mask is not None and windowed:
         window = more.get("sliding_window") or int(mask.max())
         out = _window(query, key, value, mask[:, 0, 0] > 0, window, dropout, state, options)

@@ -60,16 +60,18 @@ class State:
     packed: bool = False
     layers: list[LayerRecord] = field(default_factory=list)
 
-    def sparse(self, q_len: int, kv_len: int, device_type: str, width: int | None = None) -> bool:
+    def sparse(
+        self, q_len: int, kv_len: int, device_type: str, heads: int | None = None, dim: int = 0
+    ) -> bool:
         """Whether a call of these lengths is a long prefill, and enough work for sparse attention
-        to win; `width` as in `work`, where it is known."""
+        to win where heads and their dimension are known, as in `work`."""
         least = self.min_seq_len
         least = min_seq_len(self.method, device_type) if least is None else least
         if q_len < 2 or kv_len < least or 2 * q_len < min(least, 256) or env.disabled():
             return False
-        if width is None or self.min_seq_len is not None:
+        if heads is None or self.min_seq_len is not None:
             return True
-        return work(q_len, kv_len, width) >= min_work(self.method, device_type)
+        return work(q_len, kv_len, heads, dim) >= min_work(self.method, device_type)
 
     def mark(self, device: torch.device) -> Mark:
         """The time, where records are kept."""

@@ -104,8 +104,8 @@ class LayerPrefill:
         if env.disabled() or self.layer < options.starting_layer:
             return ()
         found = long_rows(rows, min_chunk=options.min_chunk, min_context=runtime.min_context)
-        width = len(self.heads) * self.head_dim
-        return tuple(r for r in found if work(r.queries, r.context, width) >= runtime.min_work)
+        shape = len(self.heads), self.head_dim
+        return tuple(r for r in found if work(r.queries, r.context, *shape) >= runtime.min_work)
 
     def attend(self, row: Row, query: Tensor, read: Callable[[], Request], output: Tensor) -> bool:
         """Computes one row; False where the method asks for dense attention.
