@@ -9,7 +9,8 @@ LM_EVAL := .venv-lm-eval
 LM_EVAL_READY := $(LM_EVAL)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
-VLLM_CUDA := $(VLLM)/vllm-0.26.0
+VLLM_CUDA_VERSION ?= 0.26.0
+VLLM_CUDA := $(VLLM)/vllm-$(VLLM_CUDA_VERSION)
 PYTEST_ARGS ?= -n 2
 # the checker wraps what it checks, which Triton's kernels do not survive: their modules stay out
 CHECKED := minference.index,minference.functional,$(shell cd src && grep -rL '@triton.jit' \
@@ -30,7 +31,7 @@ help:
 	@echo 'make test-demo the page in Chromium, which must be there (400 MB more in .venv)'
 	@echo 'make test-lm-eval RULER through lm-eval, in an environment of its own (650 MB)'
 	@echo 'make test-vllm the tests that run vLLM on the CPU, in an environment of their own (3.5 GB)'
-	@echo 'make test-vllm-cuda  the CUDA backend with the classes of vLLM 0.26, without a GPU (300 MB)'
+	@echo 'make test-vllm-cuda  the CUDA backend with the classes of vLLM $(VLLM_CUDA_VERSION), without a GPU (300 MB)'
 	@echo 'make shapes the core tests again, every annotated shape checked at run time'
 	@echo 'make check  lint, format check, types, shapes, then make test'
 	@echo 'make format rewrite the sources to the format that make check wants'
@@ -93,7 +94,7 @@ test-vllm: $(VLLM_READY)
 # the python files of the GPU wheel, over the CPU wheel's environment: its kernels need a GPU, the
 # classes that batches are split by do not
 $(VLLM_CUDA): $(VLLM_READY)
-	$(VLLM)/bin/python -m pip download -q --no-deps --only-binary :all: -d $(VLLM)/wheels vllm==0.26.0
+	$(VLLM)/bin/python -m pip download -q --no-deps --only-binary :all: -d $(VLLM)/wheels vllm==$(VLLM_CUDA_VERSION)
 	$(VLLM)/bin/python -c "import zipfile, glob; w = zipfile.ZipFile(glob.glob('$(VLLM)/wheels/*')[0]); \
 	  w.extractall('$@', [n for n in w.namelist() if n.endswith('.py')])"
 	rm -r $(VLLM)/wheels
