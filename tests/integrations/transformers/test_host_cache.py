@@ -171,8 +171,10 @@ def test_other_caches_are_refused() -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match="did you mean 'host'"):
         minference.attach(model, NARROW, kv="hosts")
+    offloaded = DynamicCache(config=model.config)
+    offloaded.offloading = True  # the argument makes a stream, which takes a driver
     with pytest.raises(UnsupportedError, match="offloaded"):
-        to_host(DynamicCache(config=model.config, offloading=True), model.config)
+        to_host(offloaded, model.config)
     with (
         minference.attach(model, NARROW, kv="host"),
         pytest.raises(UnsupportedError, match="got a"),
