@@ -18,13 +18,14 @@ from minference.log import info_once
 class SparseLayer:
     """Mixed into a stock attention implementation; without a runtime it changes nothing.
 
-    The host class provides num_heads, scale, attn_type, alibi_slopes and sinks.
+    The host class provides num_heads, head_size, scale, attn_type, alibi_slopes and sinks.
     """
 
     runtime: Runtime | None = None
     _own: LayerPrefill | None = None
 
     num_heads: int
+    head_size: int
     scale: float
     attn_type: str
     alibi_slopes: Any
