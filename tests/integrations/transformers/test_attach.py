@@ -14,6 +14,7 @@ from minference import UnsupportedError
 from minference.head_patterns import default_patterns
 from minference.integrations.transformers import _compat, estimate_memory, state
 from minference.methods import AShape, Grouped, MInference, TriShape
+from minference.methods.thresholds import work
 from minference.patterns import VerticalSlash
 from minference.testing import tiny_model
 
@@ -258,3 +259,16 @@ def test_calls_of_little_work_stay_dense_on_a_gpu(
     assert state.State(Grouped()).sparse(queries, context, "cuda", *shape) == served
     asked = state.State(Grouped(), min_seq_len=4096), state.State(Grouped(min_seq_len=4096))
     assert all(x.sparse(queries, context, "cuda", *shape) for x in asked)
+
+
+def test_the_work_of_a_call_is_that_of_all_its_heads(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = IDS.expand(2, -1)
+    config = model.config
+    done = int(work(300, 300, 2 * config.num_attention_heads, config.head_dim))
+    for least, layers in ((done, 4), (done + 1, 0)):
+        monkeypatch.setattr(state, "min_work", lambda *_, least=least: least)
+        with attach(model, NARROW, record=True) as handle:
+            logits(model, ids)
+        assert len(handle.records) == layers

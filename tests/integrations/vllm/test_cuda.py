@@ -310,15 +310,16 @@ def test_engines_that_would_be_wrong_are_refused(
         refuse(config)  # type: ignore[arg-type]
 
 
-def test_the_length_threshold_is_that_of_all_hosts() -> None:
-    from minference.integrations.vllm.launch import min_context
-    from minference.methods.thresholds import CPU_TOKENS, min_seq_len
+def test_the_thresholds_are_those_of_all_hosts() -> None:
+    from minference.integrations.vllm.launch import least
+    from minference.methods.thresholds import CPU_TOKENS, min_seq_len, min_work
 
-    assert min_context(EVERYTHING, "cpu") == CPU_TOKENS
+    assert least(EVERYTHING, "cpu") == {"min_context": CPU_TOKENS, "min_work": 0}
     for method in (EVERYTHING, methods.AShape(sink=8, local=64)):
-        assert min_context(method, "cuda") == min_seq_len(method, "cuda")
-    assert min_context(methods.AShape(min_seq_len=5), "cuda") == 5
-    assert min_context(methods.Dense(), "cuda") > 1 << 40
+        expected = min_seq_len(method, "cuda"), min_work(method, "cuda")
+        assert tuple(least(method, "cuda").values()) == expected
+    assert least(methods.AShape(min_seq_len=5), "cuda") == {"min_context": 5, "min_work": 0}
+    assert least(methods.Dense(), "cuda")["min_context"] > 1 << 40
 
 
 def test_captured_graphs_cannot_be_attached_to(monkeypatch: pytest.MonkeyPatch) -> None:

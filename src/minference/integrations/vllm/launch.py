@@ -84,15 +84,16 @@ def build_runtime(
             "add --scheduler-cls %s",
             SCHEDULERS[bool(config.scheduler_config.async_scheduling)],
         )
-    device_type = config.device_config.device_type
-    context = min_context(method, device_type)
+    limits = least(method, config.device_config.device_type)
     _log.info(
-        "sparse prefill by method %r for contexts of %d tokens and more", method.name, context
+        "sparse prefill by method %r for contexts of %d tokens and more",
+        method.name,
+        limits["min_context"],
     )
     rank = get_tensor_model_parallel_rank()
     report = _log.info if rank == 0 else _log.debug
     recorder = Recorder(report, publish=rank == 0)
-    return Runtime(options, method, context, min_work(method, device_type), isolate, recorder)
+    return Runtime(options, method, isolate=isolate, recorder=recorder, **limits)
 
 
 def refuse(config: VllmConfig) -> None:
@@ -124,11 +125,10 @@ def model_of(config: VllmConfig) -> Model:
     )
 
 
-def min_context(method: Method, device_type: str) -> int:
-    """Contexts of fewer tokens stay dense."""
-    if isinstance(method, Dense):
-        return sys.maxsize
-    return min_seq_len(method, device_type)
+def least(method: Method, device_type: str) -> dict[str, int]:
+    """`min_context` and `min_work` of a `Runtime`: what is less stays dense."""
+    context = sys.maxsize if isinstance(method, Dense) else min_seq_len(method, device_type)
+    return {"min_context": context, "min_work": min_work(method, device_type)}
 
 
 def _prefill_ranks(parallel: object) -> int:
