@@ -254,9 +254,16 @@ def test_estimate_counts_weights_and_cache(model: torch.nn.Module) -> None:
     ],
 )
 def test_calls_of_little_work_stay_dense_on_a_gpu(
-    queries: int, context: int, shape: tuple[int, ...], served: bool
+    queries: int,
+    context: int,
+    shape: tuple[int, ...],
+    served: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(state, "info_once", told.append)
     assert state.State(Grouped()).sparse(queries, context, "cuda", *shape) == served
+    assert len(told) == (not served)
     asked = state.State(Grouped(), min_seq_len=4096), state.State(Grouped(min_seq_len=4096))
     assert all(x.sparse(queries, context, "cuda", *shape) for x in asked)
 

@@ -71,7 +71,12 @@ class State:
             return False
         if heads is None or self.min_seq_len is not None:
             return True
-        return work(q_len, kv_len, heads, dim) >= min_work(self.method, device_type)
+        enough = work(q_len, kv_len, heads, dim) >= min_work(self.method, device_type)
+        if not enough:
+            info_once(
+                "few heads or queries: dense, which is faster then; min_seq_len=0 serves them"
+            )
+        return enough
 
     def mark(self, device: torch.device) -> Mark:
         """The time, where records are kept."""

@@ -86,9 +86,10 @@ def build_runtime(
         )
     limits = least(method, config.device_config.device_type)
     _log.info(
-        "sparse prefill by method %r for contexts of %d tokens and more",
+        "sparse prefill by method %r for contexts of %d tokens and more%s",
         method.name,
         limits["min_context"],
+        ", but for chunks of few heads or queries" if limits["min_work"] else "",
     )
     rank = get_tensor_model_parallel_rank()
     report = _log.info if rank == 0 else _log.debug
