@@ -314,12 +314,12 @@ def test_the_thresholds_are_those_of_all_hosts() -> None:
     from minference.integrations.vllm.launch import least
     from minference.methods.thresholds import CPU_TOKENS, min_seq_len, min_work
 
-    assert least(EVERYTHING, "cpu") == {"min_context": CPU_TOKENS, "min_work": 0}
+    assert least(EVERYTHING, "cpu") == (CPU_TOKENS, 0)
     for method in (EVERYTHING, methods.AShape(sink=8, local=64)):
         expected = min_seq_len(method, "cuda"), min_work(method, "cuda")
-        assert tuple(least(method, "cuda").values()) == expected
-    assert least(methods.AShape(min_seq_len=5), "cuda") == {"min_context": 5, "min_work": 0}
-    assert least(methods.Dense(), "cuda")["min_context"] > 1 << 40
+        assert least(method, "cuda") == expected
+    assert least(methods.AShape(min_seq_len=5), "cuda") == (5, 0)
+    assert least(methods.Dense(), "cuda")[0] > 1 << 40
 
 
 def test_captured_graphs_cannot_be_attached_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,17 +84,17 @@ def build_runtime(
             "add --scheduler-cls %s",
             SCHEDULERS[bool(config.scheduler_config.async_scheduling)],
         )
-    limits = least(method, config.device_config.device_type)
+    context, work = least(method, config.device_config.device_type)
     _log.info(
         "sparse prefill by method %r for contexts of %d tokens and more%s",
         method.name,
-        limits["min_context"],
-        ", but for chunks of few heads or queries" if limits["min_work"] else "",
+        context,
+        ", but for chunks of few heads or queries" if work else "",
     )
     rank = get_tensor_model_parallel_rank()
     report = _log.info if rank == 0 else _log.debug
     recorder = Recorder(report, publish=rank == 0)
-    return Runtime(options, method, isolate=isolate, recorder=recorder, **limits)
+    return Runtime(options, method, context, work, isolate, recorder)
 
 
 def refuse(config: VllmConfig) -> None:
@@ -126,10 +126,10 @@ def model_of(config: VllmConfig) -> Model:
     )
 
 
-def least(method: Method, device_type: str) -> dict[str, int]:
+def least(method: Method, device_type: str) -> tuple[int, int]:
     """`min_context` and `min_work` of a `Runtime`: what is less stays dense."""
     context = sys.maxsize if isinstance(method, Dense) else min_seq_len(method, device_type)
-    return {"min_context": context, "min_work": min_work(method, device_type)}
+    return context, min_work(method, device_type)
 
 
 def _prefill_ranks(parallel: object) -> int:
