@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from importlib.metadata import version
 from pathlib import Path
 
 from minference.bench.records import Recorder
@@ -31,6 +32,7 @@ def main() -> int:
     Recorder(Path(out)).write(
         {
             "op": "tests",
+            "transformers": version("transformers"),
             "passed": len(cases) - len(skipped) - len(failed),
             "skipped": len(skipped),
             "failed": [f"{case.get('classname')}::{case.get('name')}" for case in failed],
