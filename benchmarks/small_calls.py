@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,8 +21,6 @@ import torch
 from captured import Qkv, captured
 from index_time import host_ms
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
-from torch.nn.functional import scaled_dot_product_attention
 
 from minference.bench.baselines import dense_kernels
 from minference.bench.records import Recorder
@@ -33,7 +30,7 @@ from minference.lengths import parse_length
 from minference.methods import Grouped, MInference
 from minference.methods.base import Method
 from minference.ops.attention.api import sparse_attention
-from minference.ops.attention.dense import FLASH3, dense_attention, flash3, sdpa
+from minference.ops.attention.dense import FLASH3, dense_attention, flash2, flash3, sdpa
 from minference.testing import context_for, layout_of
 
 SHAPES = (
@@ -75,18 +72,12 @@ def shaped(layers: list[Qkv], heads: int, kv_heads: int, dim: int) -> Qkv:
     return made[0], made[1], made[2]
 
 
-def fa2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """FlashAttention 2 as torch has it, the last query at the last key."""
-    mask = causal_lower_right(q.shape[2], k.shape[2])
-    return scaled_dot_product_attention(q, k, v, mask, enable_gqa=q.shape[1] != k.shape[1])
-
-
 def dense(q: Tensor, k: Tensor) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     """Kernels for these lengths, and what the library serves dense calls with."""
     rows, keys = q.shape[2], k.shape[2]
     found = dict(dense_kernels(q.device)) if rows == keys else {}
     if q.is_cuda:
-        found["fa2"] = fa2
+        found["fa2"] = flash2
         if FLASH3 is not None:
             found["fa3"] = partial(flash3, causal=True)
     if rows == 1:
@@ -170,7 +161,7 @@ def main() -> None:
     recorder, began = Recorder(given.out), time.monotonic()
     layers = captured(max(given.contexts))
     for shape, context in itertools.product(given.shapes, given.contexts):
-        heads, kv_heads, dim = map(int, re.split("x", shape))
+        heads, kv_heads, dim = map(int, shape.split("x"))
         q, k, v = shaped(
             [tuple(x[:, :, -context:] for x in one) for one in layers], heads, kv_heads, dim
         )

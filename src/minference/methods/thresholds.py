@@ -12,9 +12,9 @@ CUDA_TOKENS_PER_KEY = 1.8
 """On an H100, index and kernel of a layer beat FA3 from 16K tokens on where the budgets can buy at
 most 80 % of the causal area, which is when the context has 1.8 times the keys of a row:
 benchmarks/results/break_even_h100.jsonl, random values, so that nothing helps."""
-
-
 COUNTED_DIM = 128
+"""With wider heads an index takes longer, as dense attention does: at 16K tokens 16 heads of 256
+have the work of 32 of 128, and `grouped` was slower (benchmarks/results/small_calls_h100.jsonl)."""
 
 
 def min_seq_len(method: Method, device_type: str) -> int:
@@ -35,8 +35,7 @@ def min_work(method: Method, device_type: str) -> int:
 
 def work(queries: int, context: int, heads: int, dim: int) -> float:
     """Pairs of a query and a key that it sees, times the query heads of all batch rows, times their
-    dimension, of which 128 count: dense attention takes four operations for each, and with wider
-    heads an index takes longer too."""
+    dimension, of which `COUNTED_DIM` counts. Dense attention takes four operations for each."""
     return queries * (context - (queries - 1) / 2) * heads * min(dim, COUNTED_DIM)
 
 

@@ -26,6 +26,12 @@ def test_dense_attention_is_the_softmax(queries: int) -> None:
     torch.testing.assert_close(out, expected(q, k, v), **tolerance(torch.float32))
 
 
+@pytest.mark.parametrize("queries", [2, 65, 300])
+def test_the_last_query_sits_at_the_last_key(queries: int) -> None:
+    q, k, v = random_qkv(4, 2, queries, 300)
+    torch.testing.assert_close(dense.flash2(q, k, v), expected(q, k, v), **tolerance(torch.float32))
+
+
 def test_dense_attention_in_fp8() -> None:
     q, k, v = random_qkv(4, 2, 200, 300)
     keep = torch.arange(300)[None] >= 17

@@ -125,24 +125,18 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Ten
             k, v = _groups(q, k), _groups(q, v)
         fused = q.is_cuda and q.dtype != torch.float32 and causal
         return sdpa(q, k, v, FASTEST if fused else (), scale=scale, causal=causal, dropout=dropout)
-    grouped = q.shape[1] != k.shape[1]
-    params = SDPAParams(q, k, v, None, dropout, False, grouped)
+    params = SDPAParams(q, k, v, None, dropout, False, q.shape[1] != k.shape[1])
     if not (q.is_cuda and can_use_flash_attention(params)):
         return None
-    mask = causal_lower_right(rows, k.shape[2])
-    return scaled_dot_product_attention(
-        q, k, v, mask, dropout_p=dropout, scale=scale, enable_gqa=grouped
-    )
+    return flash2(q, k, v, scale=scale, dropout=dropout)
 
 
 def _sparse_kernel_serves(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> bool:
     # an index takes longer than the masks of few rows
     return (
-        q.is_cuda
+        _in_half_without_gradients(q, k, v)
         and q.shape[2] > TILE
-        and q.dtype in HALVES
         and v.shape[-1] <= q.shape[-1]
-        and not any(x.requires_grad for x in (q, k, v))
         and resolve_impl("auto", q.device, q.dtype, q.shape[-1]) != "torch"
         and (keep is None or not has_holes(keep))
     )
@@ -209,6 +203,17 @@ def _exact(
     return (weights @ v.float()).to(q.dtype)
 
 
+def flash2(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Causal attention of as many queries as keys or fewer, by torch's FlashAttention 2 where it
+    serves, else with a mask that is written out."""
+    mask = causal_lower_right(q.shape[2], k.shape[2])
+    return scaled_dot_product_attention(
+        q, k, v, mask, dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
 def flash3(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = True
 ) -> Tensor:
@@ -247,11 +252,14 @@ def sdpa(
         )
 
 
+def _in_half_without_gradients(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """What kernels without a backward pass need, on a GPU."""
+    return q.is_cuda and q.dtype in HALVES and not any(x.requires_grad for x in (q, k, v))
+
+
 def _flash3_serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return (
-        q.is_cuda
-        and not any(x.requires_grad for x in (q, k, v))
-        and q.dtype in HALVES
+        _in_half_without_gradients(q, k, v)
         and q.shape[-1] == v.shape[-1] <= 256
         and torch.cuda.get_device_capability(q.device) == (9, 0)
         and FLASH3 is not None
