@@ -44,7 +44,7 @@ def test_plain_causal_attention(
 
 
 @pytest.mark.parametrize("case", ["left", "right", "holes", "softcap", "sinks", "all", "narrow"])
-@pytest.mark.parametrize("queries", [1, 200, 900])
+@pytest.mark.parametrize("queries", [1, 100, 200, 900])
 def test_attention_with_more_to_it(queries: int, case: str, device: torch.device) -> None:
     q, k, v = random_qkv(4, 2, queries, 900, dim=64, dtype=BF16, device=device)
     keep = torch.ones(1, 900, dtype=torch.bool, device=device)
@@ -60,3 +60,19 @@ def test_attention_with_more_to_it(queries: int, case: str, device: torch.device
     right = expected(q, k, v, keep, softcap, sinks)
     real = keep[0, 900 - queries :]
     torch.testing.assert_close(out.float()[:, :, real], right[:, :, real], **tolerance(BF16))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("queries", [1, 100, 900])
+def test_no_call_with_little_work_is_planned(
+    queries: int, padded: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense, "_flash3_serves", lambda *_: False)
+    q, k, v = random_qkv(8, 2, queries, 900, dim=64, dtype=BF16, device=device)
+    mask = torch.ones(1, 1, queries, 900, dtype=torch.bool, device=device).tril(900 - queries)
+    mask[..., :9] = False
+    with torch.profiler.profile() as seen:
+        dense.dense_attention(q, k, v, mask=mask if padded else None)
+    names = " ".join(event.key for event in seen.key_averages())
+    assert "aten::" in names
+    assert "cudnn" not in names

@@ -38,6 +38,10 @@ FASTEST = (
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 )
+PLANNED = 1 << 33
+"""Scores of all heads, 16K tokens of 32 heads, from which cuDNN is worth the 40 to 60 ms in which
+it plans for a length that it has not seen: torch's own choice on Hopper takes them at every length,
+and so for every token that is decoded."""
 
 
 def dense_attention(
@@ -94,14 +98,16 @@ def dense_attention(
             return out
     if mask is None and not dropout and _sparse_kernel_serves(q, k, v, keep):
         return _by_index(q, k, v, keep, factor, softcap, sinks, precision)
-    k, v = _groups(q, k), _groups(q, v)
+    exact = softcap or sinks is not None or _few(q, k, v)
+    if not exact:
+        k, v = _groups(q, k), _groups(q, v)
     out = []
     for begin in range(0, q.shape[2], ROWS):
         rows = slice(begin, min(begin + ROWS, q.shape[2]))
         stop = k.shape[2] if mask is not None else k.shape[2] - q.shape[2] + rows.stop
         own = _rows_mask(q, k, keep, mask, rows, stop)
         block = (q[:, :, rows], k[:, :, :stop], v[:, :, :stop])
-        if softcap or sinks is not None:
+        if exact:
             out.append(_exact(*block, own, factor, softcap, sinks, dropout))
         else:
             out.append(_masked(*block, own, factor, dropout))
@@ -118,17 +124,23 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Ten
     rows = q.shape[2]
     if rows > 1 and not dropout and _flash3_serves(q, k, v):
         return flash3(q, k, v, scale=scale)
-    if rows in (1, k.shape[2]):
-        causal = rows > 1
-        if q.is_cuda and q.dtype == torch.float32:
-            # no fused kernel serves groups in single precision, and the rest build all L x N scores
-            k, v = _groups(q, k), _groups(q, v)
-        fused = q.is_cuda and q.dtype != torch.float32 and causal
-        return sdpa(q, k, v, FASTEST if fused else (), scale=scale, causal=causal, dropout=dropout)
     params = SDPAParams(q, k, v, None, dropout, False, q.shape[1] != k.shape[1])
-    if not (q.is_cuda and can_use_flash_attention(params)):
+    if rows < k.shape[2] and q.is_cuda and can_use_flash_attention(params):
+        return flash2(q, k, v, scale=scale, dropout=dropout)
+    if rows not in (1, k.shape[2]):
         return None
-    return flash2(q, k, v, scale=scale, dropout=dropout)
+    if q.is_cuda and q.dtype == torch.float32:
+        # no fused kernel serves groups in single precision, and the rest build all L x N scores
+        k, v = _groups(q, k), _groups(q, v)
+    return sdpa(q, k, v, _backends(q, k), scale=scale, causal=rows > 1, dropout=dropout)
+
+
+def _backends(q: Tensor, k: Tensor) -> Sequence[SDPBackend]:
+    """The kernels of torch to try, in half precision on a GPU; elsewhere torch chooses."""
+    if not q.is_cuda or q.dtype not in HALVES:
+        return ()
+    scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+    return FASTEST if scores >= PLANNED else FASTEST[1:]
 
 
 def _sparse_kernel_serves(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> bool:
@@ -176,8 +188,13 @@ def _groups(q: Tensor, x: Tensor) -> Tensor:
     return x if x.shape[1] == q.shape[1] else x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
 
 
+def _few(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a GPU multiplies the heads of a KV head by their keys at once, not repeated."""
+    return q.shape[2] <= TILE and _in_half_without_gradients(q, k, v)
+
+
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
-    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, dropout_p=dropout)
+    out = sdpa(q, k, v, _backends(q, k), mask=mask, scale=scale, causal=False, dropout=dropout)
     return out.masked_fill(~mask.any(dim=-1, keepdim=True), 0)
 
 
@@ -191,7 +208,13 @@ def _exact(
     sinks: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    scores = (q.float() * scale) @ k.float().transpose(-1, -2)
+    groups, half = (q.shape[0], k.shape[1], -1), _in_half_without_gradients(q, k, v)
+    heads = q.reshape(*groups, q.shape[3])
+    if half:
+        scores = torch.bmm(heads.flatten(0, 1), k.flatten(0, 1).mT, out_dtype=torch.float32)
+    else:
+        scores = heads.float() @ k.float().mT
+    scores = scores.view(*q.shape[:3], -1) * scale
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~mask, -torch.inf)
@@ -200,7 +223,9 @@ def _exact(
         scores = torch.cat([scores, sink], dim=-1)
     weights = scores.softmax(dim=-1)[..., : k.shape[2]].nan_to_num(0.0)
     weights = torch.nn.functional.dropout(weights, dropout) if dropout else weights
-    return (weights @ v.float()).to(q.dtype)
+    weights = weights.reshape(*groups, k.shape[2])
+    out = weights.to(v.dtype) @ v if half else weights @ v.float()
+    return out.reshape(*q.shape[:3], -1).to(q.dtype)
 
 
 def flash2(
@@ -234,6 +259,7 @@ def sdpa(
     v: Tensor,
     backends: Sequence[SDPBackend],
     *,
+    mask: Tensor | None = None,
     scale: float | None = None,
     causal: bool = True,
     dropout: float = 0.0,
@@ -245,6 +271,7 @@ def sdpa(
             q,
             k,
             v,
+            mask,
             is_causal=causal,
             scale=scale,
             dropout_p=dropout,
