@@ -62,6 +62,7 @@ def facts(
 
 def compile_launch(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
     """In place of a launch."""
+    assert named["enable_fp_fusion"], kernel.__name__
     given = dict(zip(kernel.arg_names, args, strict=False)) | named
     signature, constants, known = {}, {}, {}
     for at, parameter in enumerate(kernel.params):

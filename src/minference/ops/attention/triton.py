@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minference.errors import UnsupportedError
 from minference.index import BLOCK, TILE, Ragged, SparseIndex
+from minference.ops._kernel import kernel
 from minference.ops._triton import (
     MAX_HEAD_DIM,
     AttentionLaunch,
@@ -111,7 +112,7 @@ def _diagonal(
     return acc, peak, total
 
 
-@triton.jit(do_not_specialize=["slots", "q_len", "kv_len", "packed_rows"])
+@kernel(do_not_specialize=["slots", "q_len", "kv_len", "packed_rows"])
 def _sparse_attention(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, offset_lists, block_lists, column_lists, bits,
     group_tiles_ptr, window_ptr, sink_ptr, first_ptr, stop_ptr, q_steps, k_steps, v_steps,

@@ -7,6 +7,7 @@ step where the tensor-core kernel has six; columns are gathered as they come ins
 import triton
 import triton.language as tl
 
+from minference.ops._kernel import kernel
 from minference.ops.attention.triton_lists import count_below
 from minference.ops.attention.triton_parts import (
     NEVER,
@@ -39,7 +40,7 @@ def _block_step(entry, tile, window, sink, hidden):
     return key, tl.where(hidden != 0, NEVER, opens), closes
 
 
-@triton.jit(do_not_specialize=["slots", "q_len", "kv_len"])
+@kernel(do_not_specialize=["slots", "q_len", "kv_len"])
 def sparse_attention_exact(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, offset_lists, block_lists, column_lists, bits,
     group_tiles_ptr, window_ptr, sink_ptr, first_ptr, stop_ptr, q_steps, k_steps, v_steps,

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import SparseIndex
+from minference.ops._kernel import kernel
 from minference.ops._triton import padded_dim
 from minference.ops.attention.fp8 import E4M3, LARGEST
 
@@ -48,7 +49,7 @@ def value_key(place):
     return place // 16 * 16 + place // 2 % 2 * 8 + place // 4 % 4 * 2 + place % 2
 
 
-@triton.jit(do_not_specialize=["begin", "rows", "part_rows", "heads"])
+@kernel(do_not_specialize=["begin", "rows", "part_rows", "heads"])
 def _largest(
     x_ptr, parts_ptr, first_ptr, stop_ptr, steps, begin, rows, part_rows, heads,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
@@ -78,7 +79,7 @@ def _scaled(x, scale):
     return x.to(tl.float8e4nv)
 
 
-@triton.jit(do_not_specialize=["begin", "rows", "out_rows", "parts", "heads"])
+@kernel(do_not_specialize=["begin", "rows", "out_rows", "parts", "heads"])
 def _quantise(
     x_ptr, out_ptr, parts_ptr, scale_ptr, first_ptr, stop_ptr, steps, out_steps, tile_step, begin,
     rows, out_rows, parts, heads, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
@@ -164,7 +165,7 @@ def quantise(
     return Quantised(data, scale)
 
 
-@triton.jit(do_not_specialize=["items", "heads", "kv_heads"])
+@kernel(do_not_specialize=["items", "heads", "kv_heads"])
 def _pack(
     k_ptr, v_ptr, packed_k_ptr, packed_v_ptr, values_ptr, start_ptr, count_ptr, place_ptr,
     k_scale_ptr, v_scale_ptr, first_ptr, stop_ptr, k_steps, v_steps, items, heads, kv_heads,

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import Ragged, SparseIndex
+from minference.ops._kernel import kernel
 from minference.ops.attention.triton_parts import in_pages, pages_of, rows_at
 
 CHUNK = 1024
@@ -44,7 +45,7 @@ def _later(a, b):
     return tl.maximum(a, b)
 
 
-@triton.jit
+@kernel
 def _pair_offsets(
     values_ptr, start_ptr, count_ptr, place_ptr, steps_ptr, plan_ptr, capacity, CHUNK: tl.constexpr
 ):
@@ -106,7 +107,7 @@ def pair_offsets(
     return steps, place.view(count.shape), plan
 
 
-@triton.jit
+@kernel
 def _pack(
     k_ptr, v_ptr, packed_k_ptr, packed_v_ptr, values_ptr, start_ptr, count_ptr, first_ptr, stop_ptr,
     k_batch, k_head, k_row, v_batch, v_head, v_row, heads, kv_heads, PROGRAMS: tl.constexpr,

@@ -17,6 +17,7 @@ from minference.index_samples import (
     sample_room,
     sample_stride,
 )
+from minference.ops._kernel import kernel
 from minference.ops._triton import (
     LOG2_E,
     REGISTERS,
@@ -69,7 +70,7 @@ def _key_of(run, stride):
     return run * stride + (((run * _HASH) & 0xFFFF) * stride >> 16)
 
 
-@triton.jit(do_not_specialize=["slots", "q_len", "kv_len", "samples", "room"])
+@kernel(do_not_specialize=["slots", "q_len", "kv_len", "samples", "room"])
 def _count_left_out(
     counts_ptr, block_lists, group_tiles_ptr, first_ptr, slots, q_len, kv_len, samples, room,
     LISTS: tl.constexpr, KEYS: tl.constexpr,
@@ -96,12 +97,12 @@ def _count_left_out(
             before = tl.load(blocks + place + half - 1)
             place = tl.where(before >> 2 < block, place + half, place)
             left -= half
-        entry = tl.load(blocks + place, mask=n > 0, other=-4)
+        entry = tl.load(blocks + place, mask=place < n, other=-4)
         there = (entry >> 2 != block) & (run < runs)
         tl.store(to + run, tl.where(there, count, float("-inf")).to(tl.float16))
 
 
-@triton.jit(do_not_specialize=["kv_len", "room"])
+@kernel(do_not_specialize=["kv_len", "room"])
 def _pack_samples(
     k_ptr, v_ptr, packed_k, packed_v, first_ptr, stop_ptr, k_steps, v_steps, kv_len, room, table,
     HKV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr,
@@ -132,7 +133,7 @@ def _pack_samples(
     tl.store(packed_v + to, v)
 
 
-@triton.jit(do_not_specialize=["slots", "q_len", "kv_len", "samples", "room", "rows"])
+@kernel(do_not_specialize=["slots", "q_len", "kv_len", "samples", "room", "rows"])
 def _join_samples(
     q_ptr, packed_k, packed_v, out_ptr, lse_ptr, counts_ptr, first_ptr, stop_ptr, q_steps, slots,
     q_len, kv_len, samples, room, rows, share, scaling, k_desc, v_desc, H: tl.constexpr,

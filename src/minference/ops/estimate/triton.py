@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import BLOCK
+from minference.ops._kernel import kernel
 from minference.ops._triton import at_once, log2_scaling, padded_dim
 from minference.ops.estimate.reference import ROWS, MassScores
 from minference.ops.select.reference import offset_slots
@@ -64,7 +65,7 @@ def _products(a, b, scaling, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
     return scores, factor
 
 
-@triton.jit
+@kernel
 def _row_sums(
     q_ptr, k_ptr, lse_ptr, first_ptr, stop_ptr, q_steps, k_steps, q_len, kv_len, rows, scaling,
     span, HKV: tl.constexpr, SHARE: tl.constexpr, TAKE: tl.constexpr, D: tl.constexpr,
@@ -182,10 +183,10 @@ def _line_tile(
     pair = tl.arange(0, 2)
     part = pair[None, :, None] * 2 + pair[None, None, :]
     at = (list_of[:, None, None] * _PARTS + part) * tiles + m
-    tl.store(parts_ptr + at, masses, mask=(mine & (m >= 0))[:, None, None])
+    tl.store(parts_ptr + at, masses, mask=tl.where(m >= 0, mine, False)[:, None, None])
 
 
-@triton.jit
+@kernel
 def _line_sums(
     q_ptr, k_ptr, lse_ptr, columns_ptr, tops_ptr, parts_ptr, first_ptr, stop_ptr, q_steps, k_steps,
     q_len, kv_len, rows, scaling, splits, tiles, HKV: tl.constexpr, SHARE: tl.constexpr,
@@ -235,7 +236,7 @@ def offset_mass(parts, slot, real, tiles):
     return tl.maximum(mass, 0.0)
 
 
-@triton.jit
+@kernel
 def _offset_sums(
     parts_ptr, masses_ptr, first_ptr, stop_ptr, heads, tiles, slots, SLOTS: tl.constexpr
 ):

@@ -7,12 +7,12 @@ row's sum is known only when all have been seen.
 """
 
 import torch
-import triton
 import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import BLOCK, TILE
+from minference.ops._kernel import kernel
 from minference.ops._triton import REGISTERS, SIZES
 from minference.ops.build import Layout
 from minference.ops.groups.plan import EDGE, GROUP_TILES, LEAST_WIDER, Plan, seen_room
@@ -29,7 +29,7 @@ _EDGE = tl.constexpr(EDGE)
 _PLANES = tl.constexpr(PLANES)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def rate_cells(
     rows_ptr, cells_ptr, sums_ptr, factors_ptr, ratings_ptr, first_ptr, stop_ptr, q_len, kv_len,
     n_cells, blocks, first_tile, ceiling, splits, each, HKV: tl.constexpr, TILES: tl.constexpr,
@@ -70,7 +70,7 @@ def rate_cells(
             highest = tl.full([_STEP, LINES], float("-inf"), HALF)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def take_candidates(
     ratings_ptr, places_ptr, number_ptr, first_ptr, stop_ptr, q_len, kv_len, blocks, programs,
     bundles, first_group, most, HKV: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr,
@@ -105,7 +105,7 @@ def take_candidates(
     tl.store(number_ptr + line, number)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def score_candidates(
     rows_ptr, keys_ptr, sums_ptr, factors_ptr, places_ptr, number_ptr, scores_ptr, first_ptr,
     stop_ptr, q_len, kv_len, n_keys, programs, groups, first_group, ceiling, HKV: tl.constexpr,
@@ -156,7 +156,7 @@ def score_candidates(
     tl.store(sums_ptr + row, tl.where(total > 1, sums + tl.log2(1 + total), sums))
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def rate_candidates(
     scores_ptr, sums_ptr, factors_ptr, number_ptr, ratings_ptr, programs, bundles, groups, ceiling,
     TILES: tl.constexpr, LINES: tl.constexpr, SOFTCAP: tl.constexpr, GROUPS: tl.constexpr,

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minference.index import BLOCK
+from minference.ops._kernel import kernel
 from minference.ops._triton import SIZES, capability, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import CELL
@@ -74,7 +75,7 @@ def _store(
         tl.store(to, cells.to(cells_ptr.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def _copy_keys(
     k_ptr, keys_ptr, means_ptr, fine_ptr, unit_ptr, first_ptr, stop_ptr, k_steps, n_keys, n_means,
     HKV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, FP8: tl.constexpr,
@@ -92,7 +93,7 @@ def _copy_keys(
     shift = tl.zeros([1, BLOCK_D], tl.float32)
     if FP8:
         some = (tl.arange(0, _SAMPLED).to(tl.int64) * real // _SAMPLED)[:, None]
-        sample = tl.load(k_from + some * k_steps[2], mask=there & (real > 0), other=0.0)
+        sample = tl.load(k_from + some * k_steps[2], mask=there & (some < real), other=0.0)
         sample = sample.to(tl.float32)
         if SHIFTED:
             # what all keys have in common changes no share, but takes precision

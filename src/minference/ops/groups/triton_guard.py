@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import BLOCK
+from minference.ops._kernel import kernel
 from minference.ops._triton import REGISTERS, SIZES, at_once, log2_scaling, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import power_of_two
@@ -44,7 +45,7 @@ def _log2_of(total, peak):
     return tl.where(total > 0, peak + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def _row_sums(
     q_ptr, k_ptr, rows_ptr, flags_ptr, sums_ptr, first_ptr, q_steps, k_steps, q_len, kv_len, slots,
     blocks, factor, ceiling, HKV: tl.constexpr, SHARE: tl.constexpr, TAKE: tl.constexpr,

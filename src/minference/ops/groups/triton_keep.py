@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from minference.index import BLOCK, TILE
+from minference.ops._kernel import kernel
 from minference.ops._triton import SIZES
 from minference.ops.groups.plan import GROUP_TILES
 from minference.ops.groups.triton_rows import group_span
@@ -99,11 +100,11 @@ def _write_list(
         tl.store(wider_count_ptr + line, number)
     else:
         line = (item * tiles + slot).to(tl.int64)
-        tl.store(values_ptr + line * ROOM + to, block * 4 + 3, mask=taken & there)
+        tl.store(values_ptr + line * ROOM + to, block * 4 + 3, mask=tl.where(there, taken, False))
         tl.store(count_ptr + line, number, mask=there)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def take_blocks(
     ratings_ptr, values_ptr, count_ptr, wider_ptr, wider_count_ptr, first_ptr, stop_ptr, q_len,
     kv_len, n_blocks, rated_groups, first_group, groups, tiles, least, wider_least, most, wider,
@@ -154,7 +155,7 @@ def _listed_ratings(ratings, places, number, place, kind, ROOM: tl.constexpr):
     return block, known & alone & (block >= 0), best
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def take_listed(
     ratings_ptr, places_ptr, number_ptr, values_ptr, count_ptr, wider_ptr, wider_count_ptr,
     first_ptr, stop_ptr, q_len, kv_len, first_group, groups, tiles, least, wider_least, most, wider,

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import TILE, Ragged
+from minference.ops._kernel import kernel
 from minference.ops._triton import SIZES
 from minference.ops.build import Layout
 from minference.ops.groups.guard import DROPPED, Guarded, Kept, stride_of
@@ -37,7 +38,7 @@ def _mark(flags, values_ptr, start_ptr, count_ptr, at, bit):
         tl.store(flags + block, old | bit, mask=place < count)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def mark_blocks(
     rows_ptr, flags_ptr, values_ptr, start_ptr, count_ptr, wider_ptr, wider_start_ptr,
     wider_count_ptr, first_ptr, stop_ptr, q_len, kv_len, slots, stride, blocks, tiles, groups,
@@ -77,7 +78,7 @@ def _kept(sums, real, dense, peak, which, SHARE: tl.constexpr):
     return tl.sum(kept / dense, 0) / SHARE, tl.max(most / dense, 0)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def choose_lists(
     rows_ptr, sums_ptr, kept_ptr, level_ptr, start_ptr, count_ptr, wider_start_ptr,
     wider_count_ptr, start_to_ptr, count_to_ptr, first_ptr, q_len, kv_len, slots, stride, blocks,
@@ -97,7 +98,7 @@ def choose_lists(
     split = tl.arange(0, _SPLITS)[None, :]
     sums = sums_ptr + ((line * SHARE + inner) * _SPLITS + split).to(tl.int64) * _SUMS
     there = tl.load(rows_ptr + b * slots + slot) >= 0
-    real = (inner < SHARE) & there & (split >= 0)
+    real = tl.where(there, (inner < SHARE) & (split >= 0), False)
     full = tl.load(sums, mask=real, other=float("-inf"))
     peak = tl.maximum(tl.max(full, 1), -1e30)[:, None]
     dense = tl.sum(tl.exp2(full - peak), 1)

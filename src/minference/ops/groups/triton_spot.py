@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minference.index import BLOCK, TILE
+from minference.ops._kernel import kernel
 from minference.ops._triton import REGISTERS, SIZES, WIDE_DIM, at_once, log2_scaling, padded_dim
 from minference.ops.build import Layout
 from minference.ops.groups.plan import EDGE, GROUP, GROUP_TILES, Plan, power_of_two
@@ -133,7 +134,7 @@ def _most_of(seen):
     return tl.minimum(seen[:, None] - place[None, :], MOST)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def sum_rows(
     q_ptr, keys_ptr, means_ptr, unit_ptr, rows_ptr, sums_ptr, factors_ptr, first_ptr, stop_ptr,
     q_steps, q_len, kv_len, n_keys, n_means, first_tile, factor, ceiling, HKV: tl.constexpr,
@@ -232,7 +233,7 @@ def _add_far(scores, added, step, begin, start, TILES: tl.constexpr, LINES: tl.c
     tl.atomic_add(added, tl.sum(shares, 0), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=SIZES)
+@kernel(do_not_specialize=SIZES)
 def rate_keys(
     rows_ptr, keys_ptr, sums_ptr, added_ptr, new_ptr, factors_ptr, ratings_ptr, first_ptr, stop_ptr,
     q_len, kv_len, n_keys, blocks, first_tile, ceiling, splits, each, HKV: tl.constexpr,

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from minference.index import Ragged
+from minference.ops._kernel import kernel
 from minference.ops.estimate.triton import LineSums, offset_mass
 from minference.ops.select.reference import offset_slots
 
@@ -105,7 +106,7 @@ def _write_offsets(
     tl.store(count, done)
 
 
-@triton.jit
+@kernel
 def _rank_lists(
     tops_ptr, parts_ptr, state_ptr, column_start_ptr, values_ptr, start_ptr, count_ptr, bits_ptr,
     heads_ptr, limits_ptr, first_ptr, stop_ptr, all_heads, heads, kv_len, tiles, slots, forced,
@@ -186,7 +187,7 @@ def _rank_columns(
     tl.store(count, tl.sum(kept_here, 0))
 
 
-@triton.jit
+@kernel
 def _collect_columns(
     scores_ptr, state_ptr, found_ptr, counts_ptr, values_ptr, start_ptr, count_ptr, heads_ptr,
     limits_ptr, all_heads, heads, n, forced, span, PARTS: tl.constexpr, CHUNK: tl.constexpr,

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minference.ops._e4m3 import LARGEST
+from minference.ops._kernel import kernel
 from minference.ops._triton import padded_dim
 
 ROWS = 32
@@ -45,7 +46,7 @@ def _places(heads, length, dim, batch_step, head_step, step, dim_step, ROWS, DIM
     return strided, packed, own * length + row, row < length, real
 
 
-@triton.jit
+@kernel
 def _pack(
     x, data, scale, heads, length, dim, batch_step, head_step, step, dim_step,
     ROWS: tl.constexpr, DIM: tl.constexpr,
@@ -61,7 +62,7 @@ def _pack(
     tl.store(scale + row, own, mask=rows)
 
 
-@triton.jit
+@kernel
 def _unpack(
     out, data, scale, heads, length, dim, batch_step, head_step, step, dim_step,
     ROWS: tl.constexpr, DIM: tl.constexpr,
