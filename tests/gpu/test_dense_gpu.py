@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from minference.ops.attention import dense
 from minference.testing import random_qkv, tolerance
@@ -64,15 +67,33 @@ def test_attention_with_more_to_it(queries: int, case: str, device: torch.device
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("queries", [1, 100, 900])
-def test_no_call_with_little_work_is_planned(
+def test_calls_of_little_work_are_not_planned(
     queries: int, padded: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[SDPBackend] = []
+    plain = dense.sdpa
+
+    def sdpa(*args: Any, **options: Any) -> Tensor:
+        asked.extend(args[3] or [SDPBackend.CUDNN_ATTENTION])
+        return plain(*args, **options)
+
+    monkeypatch.setattr(dense, "sdpa", sdpa)
     monkeypatch.setattr(dense, "_flash3_serves", lambda *_: False)
     q, k, v = random_qkv(8, 2, queries, 900, dim=64, dtype=BF16, device=device)
     mask = torch.ones(1, 1, queries, 900, dtype=torch.bool, device=device).tril(900 - queries)
     mask[..., :9] = False
-    with torch.profiler.profile() as seen:
-        dense.dense_attention(q, k, v, mask=mask if padded else None)
-    names = " ".join(event.key for event in seen.key_averages())
-    assert "aten::" in names
-    assert "cudnn" not in names
+    dense.dense_attention(q, k, v, mask=mask if padded else None)
+    assert bool(asked) == (queries == 900)
+    assert SDPBackend.CUDNN_ATTENTION not in asked
+    assert SDPBackend.CUDNN_ATTENTION in dense._backends(q, k, planned=queries)
+
+
+def test_padding_known_to_be_at_an_end_is_not_looked_at(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v = random_qkv(4, 2, 300, 300, dim=64, dtype=BF16, device=device)
+    keep = torch.ones(1, 300, dtype=torch.bool, device=device)
+    keep[:, :40] = False
+    looked = dense.dense_attention(q, k, v, keep=keep)
+    monkeypatch.setattr(dense, "has_holes", lambda keep: pytest.fail("waits for the device"))
+    assert torch.equal(dense.dense_attention(q, k, v, keep=keep, holes=False), looked)

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 import minference
-from minference.integrations.transformers import estimate_memory, host_layer, memory, state
+from minference.integrations.transformers import (
+    _compat,
+    estimate_memory,
+    host_layer,
+    memory,
+    state,
+)
 from minference.methods import AShape, Grouped
 from minference.testing import tiny_model
 
@@ -127,3 +133,20 @@ def test_without_a_method_a_gpu_is_served_by_grouped() -> None:
         model(ids, use_cache=False, logits_to_keep=1)
         assert state.find(model.config).method == Grouped()
     assert len(handle.records) == 4
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_short_padded_prompts_write_no_mask(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = model_and_ids(600)
+    ids = ids.repeat(2, 1)
+    real = torch.ones_like(ids)
+    real[0, slice(0, 130) if side == "left" else slice(470, 600)] = 0
+    positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+    given = {"attention_mask": real, "position_ids": positions, "use_cache": False}
+    with torch.no_grad():
+        expected = model(ids, **given).logits
+        monkeypatch.setattr(_compat, "written_mask", lambda **_: pytest.fail("a written mask"))
+        with minference.attach(model):
+            got = model(ids, **given).logits
+    seen = real.bool()
+    torch.testing.assert_close(got[seen], expected[seen], atol=0.05, rtol=0.05)

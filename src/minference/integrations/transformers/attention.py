@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minference.errors import UnsupportedError
-from minference.index import SparseIndex, real_bounds
+from minference.index import TILE, SparseIndex, real_bounds
 from minference.integrations.transformers import _compat, windows
 from minference.integrations.transformers.coverage import covered_share
 from minference.integrations.transformers.records import LayerRecord, kept
@@ -25,9 +25,9 @@ NAME = "minference"
 
 
 def mask(**given: Any) -> Tensor | None:  # noqa: ANN401
-    """The mask of a forward: None for plain causal, [B, seen] bool for a long padded prompt,
-    [B, 1, 1, seen] integers for a long one's layers with a window or chunks, else [B, 1, L, N]
-    bool as SDPA's.
+    """The mask of a forward: None for plain causal, [B, seen] bool for a padded prompt that is long
+    or on a GPU, [B, 1, 1, seen] integers for a long one's layers with a window or chunks, else
+    [B, 1, L, N] bool as SDPA's.
 
     A static cache is longer than what it holds: the width of the first two says which keys count.
 
@@ -51,10 +51,11 @@ def mask(**given: Any) -> Tensor | None:  # noqa: ANN401
     keep = _padding(given.get("attention_mask"), kv_offset, seen)
     if keep is None and kv_length == seen and plain:
         return None
-    if not long:
+    if not long and not (plain and keep is not None and _takes_padding(q_length, device)):
         return _compat.written_mask(**given)
     if keep is not None and has_holes(keep):
-        info_once("padding inside a prompt: the forward is dense; pad at one end for sparse")
+        if long:
+            info_once("padding inside a prompt: the forward is dense; pad at one end for sparse")
         return _compat.written_mask(**given)
     batch = int(given["batch_size"])
     if window is not None:
@@ -63,6 +64,11 @@ def mask(**given: Any) -> Tensor | None:  # noqa: ANN401
         places = torch.arange(kv_offset, kv_offset + seen, device=device)
         return windows.chunk_mask(keep, *chunks, places)
     return torch.ones(batch, seen, dtype=torch.bool, device=device) if keep is None else keep
+
+
+def _takes_padding(queries: int, device: torch.device | str | None) -> bool:
+    """Whether dense attention has a kernel for padding at an end, and needs no mask written out."""
+    return queries > TILE and _type(device) == "cuda"
 
 
 def _padding(given: Tensor | None, begin: int, seen: int) -> Tensor | None:
@@ -135,7 +141,7 @@ def _attend(
     elif long and _sparsely(module, query, dropout, mask, more.get("position_ids"), state):
         out = _prefill(module, query, key, value, mask, state, options)
     else:
-        out = dense_attention(query, key, value, keep=mask, dropout=dropout, **options)
+        out = dense_attention(query, key, value, keep=mask, holes=False, dropout=dropout, **options)
     if long and state.on_layer is not None:
         state.on_layer(int(module.layer_idx))  # type: ignore[arg-type]
     return out
@@ -152,7 +158,9 @@ def _window(
     options: dict[str, Any],
 ) -> Tensor:
     if window >= key.shape[2]:
-        return dense_attention(query, key, value, keep=keep, dropout=dropout, **options)
+        return dense_attention(
+            query, key, value, keep=keep, holes=False, dropout=dropout, **options
+        )
     if dropout or _wants_gradient(query):
         return windows.dense_window(query, key, value, keep, window, dropout=dropout, **options)
     index = windows.window_index(query, keep, window)
@@ -214,7 +222,7 @@ def _prefill(
     mass = None
     rows, lse = state.recall_rows, None
     if index is None or dense:
-        out = dense_attention(query, key, value, keep=keep, **options)
+        out = dense_attention(query, key, value, keep=keep, holes=False, **options)
     else:
         out, lse = _sparse(query, key, value, index, state, options, return_lse=rows > 0)
     end = state.mark(query.device)

@@ -42,6 +42,8 @@ PLANNED = 1 << 33
 """Scores of all heads, 16K tokens of 32 heads, from which cuDNN is worth the 40 to 60 ms in which
 it plans for a length that it has not seen: torch's own choice on Hopper takes them at every length,
 and so for every token that is decoded."""
+PLANNED_MASK = 1 << 29
+"""The same with a written mask, which torch's other kernels take longer for: 4K tokens."""
 
 
 def dense_attention(
@@ -56,6 +58,7 @@ def dense_attention(
     sinks: Float[Tensor, " H"] | None = None,
     dropout: float = 0.0,
     precision: str = "native",
+    holes: bool | None = None,
 ) -> Float[Tensor, "B H L E"]:
     """Attention to every key that a mask allows.
 
@@ -71,6 +74,7 @@ def dense_attention(
         dropout: probability of dropping a weight.
         precision: "native", or "fp8" as in `sparse_attention`, whose kernel then serves: causal,
             with `keep` at one end or both, without `mask` and dropout.
+        holes: whether `keep` has any, where the caller knows: to look waits for the device.
 
     Returns:
         [B, H, L, E] in q's dtype; a row that sees no key is 0.
@@ -80,13 +84,17 @@ def dense_attention(
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     check_precision(precision)
+
+    def whole() -> bool:
+        return keep is None or not (has_holes(keep) if holes is None else holes)
+
     if precision == "fp8":
         if mask is not None or dropout:
             raise UnsupportedError(
                 "precision='fp8' serves causal attention with `keep`, without `mask` and dropout; "
                 "use precision='native'"
             )
-        if keep is not None and has_holes(keep):
+        if not whole():
             raise UnsupportedError(
                 "precision='fp8' needs the real keys in one run, got a `keep` with holes; pad at "
                 "one end, or use precision='native'"
@@ -96,7 +104,7 @@ def dense_attention(
         out = _fused(q, k, v, factor, dropout)
         if out is not None:
             return out
-    if mask is None and not dropout and _sparse_kernel_serves(q, k, v, keep):
+    if mask is None and not dropout and _sparse_kernel_serves(q, k, v) and whole():
         return _by_index(q, k, v, keep, factor, softcap, sinks, precision)
     exact = softcap or sinks is not None or _few(q, k, v)
     if not exact:
@@ -132,25 +140,25 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Ten
     if q.is_cuda and q.dtype == torch.float32:
         # no fused kernel serves groups in single precision, and the rest build all L x N scores
         k, v = _groups(q, k), _groups(q, v)
-    return sdpa(q, k, v, _backends(q, k), scale=scale, causal=rows > 1, dropout=dropout)
+    backends = _backends(q, k, PLANNED)
+    return sdpa(q, k, v, backends, scale=scale, causal=rows > 1, dropout=dropout)
 
 
-def _backends(q: Tensor, k: Tensor) -> Sequence[SDPBackend]:
+def _backends(q: Tensor, k: Tensor, planned: int) -> Sequence[SDPBackend]:
     """The kernels of torch to try, in half precision on a GPU; elsewhere torch chooses."""
     if not q.is_cuda or q.dtype not in HALVES:
         return ()
     scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
-    return FASTEST if scores >= PLANNED else FASTEST[1:]
+    return FASTEST if scores >= planned else FASTEST[1:]
 
 
-def _sparse_kernel_serves(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> bool:
+def _sparse_kernel_serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
     # an index takes longer than the masks of few rows
     return (
         _in_half_without_gradients(q, k, v)
         and q.shape[2] > TILE
         and v.shape[-1] <= q.shape[-1]
         and resolve_impl("auto", q.device, q.dtype, q.shape[-1]) != "torch"
-        and (keep is None or not has_holes(keep))
     )
 
 
@@ -194,7 +202,8 @@ def _few(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
-    out = sdpa(q, k, v, _backends(q, k), mask=mask, scale=scale, causal=False, dropout=dropout)
+    backends = _backends(q, k, PLANNED_MASK)
+    out = sdpa(q, k, v, backends, mask=mask, scale=scale, causal=False, dropout=dropout)
     return out.masked_fill(~mask.any(dim=-1, keepdim=True), 0)
 
 
