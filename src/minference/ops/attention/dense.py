@@ -132,16 +132,23 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Ten
     rows = q.shape[2]
     if rows > 1 and not dropout and _flash3_serves(q, k, v):
         return flash3(q, k, v, scale=scale)
-    params = SDPAParams(q, k, v, None, dropout, False, q.shape[1] != k.shape[1])
-    if rows < k.shape[2] and q.is_cuda and can_use_flash_attention(params):
-        return flash2(q, k, v, scale=scale, dropout=dropout)
+    own_choice = rows == 1 and not _may_plan(q)
+    if q.is_cuda and rows < k.shape[2] and not own_choice:
+        params = SDPAParams(q, k, v, None, dropout, False, q.shape[1] != k.shape[1])
+        if can_use_flash_attention(params):
+            return flash2(q, k, v, scale=scale, dropout=dropout)
     if rows not in (1, k.shape[2]):
         return None
     if q.is_cuda and q.dtype == torch.float32:
         # no fused kernel serves groups in single precision, and the rest build all L x N scores
         k, v = _groups(q, k), _groups(q, v)
-    backends = _backends(q, k, PLANNED)
+    backends = () if own_choice else _backends(q, k, PLANNED)
     return sdpa(q, k, v, backends, scale=scale, causal=rows > 1, dropout=dropout)
+
+
+def _may_plan(q: Tensor) -> bool:
+    """Whether torch's own choice may be cuDNN: on Hopper and the first Blackwells."""
+    return q.is_cuda and torch.cuda.get_device_capability(q.device)[0] in (9, 10)
 
 
 def _backends(q: Tensor, k: Tensor, planned: int) -> Sequence[SDPBackend]:
