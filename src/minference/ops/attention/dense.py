@@ -84,17 +84,13 @@ def dense_attention(
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     check_precision(precision)
-
-    def whole() -> bool:
-        return keep is None or not (has_holes(keep) if holes is None else holes)
-
     if precision == "fp8":
         if mask is not None or dropout:
             raise UnsupportedError(
                 "precision='fp8' serves causal attention with `keep`, without `mask` and dropout; "
                 "use precision='native'"
             )
-        if not whole():
+        if not _whole(keep, holes):
             raise UnsupportedError(
                 "precision='fp8' needs the real keys in one run, got a `keep` with holes; pad at "
                 "one end, or use precision='native'"
@@ -104,7 +100,7 @@ def dense_attention(
         out = _fused(q, k, v, factor, dropout)
         if out is not None:
             return out
-    if mask is None and not dropout and _sparse_kernel_serves(q, k, v) and whole():
+    if mask is None and not dropout and _sparse_kernel_serves(q, k, v) and _whole(keep, holes):
         return _by_index(q, k, v, keep, factor, softcap, sinks, precision)
     exact = softcap or sinks is not None or _few(q, k, v)
     if not exact:
@@ -127,13 +123,17 @@ def has_holes(keep: Bool[Tensor, "B N"]) -> bool:
     return bool(((keep[:, 1:] & ~keep[:, :-1]).sum(dim=1) + keep[:, 0] > 1).any())
 
 
+def _whole(keep: Tensor | None, holes: bool | None) -> bool:
+    return keep is None or not (has_holes(keep) if holes is None else holes)
+
+
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Tensor | None:
     """By a fused kernel; None where none has the causal mask of fewer queries than keys."""
     rows = q.shape[2]
     if rows > 1 and not dropout and _flash3_serves(q, k, v):
         return flash3(q, k, v, scale=scale)
-    own_choice = rows == 1 and not _may_plan(q)
-    if q.is_cuda and rows < k.shape[2] and not own_choice:
+    left_to_torch = rows == 1 and not _may_plan(q)
+    if q.is_cuda and rows < k.shape[2] and not left_to_torch:
         params = SDPAParams(q, k, v, None, dropout, False, q.shape[1] != k.shape[1])
         if can_use_flash_attention(params):
             return flash2(q, k, v, scale=scale, dropout=dropout)
@@ -142,7 +142,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Ten
     if q.is_cuda and q.dtype == torch.float32:
         # no fused kernel serves groups in single precision, and the rest build all L x N scores
         k, v = _groups(q, k), _groups(q, v)
-    backends = () if own_choice else _backends(q, k, PLANNED)
+    backends = () if left_to_torch else _backends(q, k, PLANNED)
     return sdpa(q, k, v, backends, scale=scale, causal=rows > 1, dropout=dropout)
 
 
