@@ -13,7 +13,7 @@ VLLM_CUDA_VERSION ?= 0.26.0
 VLLM_CUDA := $(VLLM)/vllm-$(VLLM_CUDA_VERSION)
 PYTEST_ARGS ?= -n 2
 # the checker wraps what it checks, which Triton's kernels do not survive: their modules stay out
-CHECKED := minference.index,minference.functional,$(shell cd src && grep -rL '@triton.jit' \
+CHECKED := minference.index,minference.functional,$(shell cd src && grep -rLE '^@(triton.jit|kernel)' \
   --include='[a-z]*.py' minference/ops | sed 's/\.py$$//; s|/|.|g' | paste -sd,)
 
 # the tests are many small tensors: more threads than processes only get in the way
