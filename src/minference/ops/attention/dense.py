@@ -1,6 +1,6 @@
 """Dense attention with everything that models ask for: the best fused kernel where one fits, on a
-GPU the sparse kernels with every key in the index, else blocks of rows in float32. Causal at the
-bottom right: the last query sits at the last key."""
+GPU the sparse kernels with every key in the index, else blocks of rows with a mask written out.
+Causal at the bottom right: the last query sits at the last key."""
 
 import importlib
 import importlib.util
@@ -18,6 +18,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from minference.errors import UnsupportedError
 from minference.index import TILE, real_bounds
 from minference.ops._dispatch import resolve_impl
+from minference.ops._triton import capability
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.fp8 import check_precision
 from minference.ops.build import Layout, dense_index
@@ -39,7 +40,7 @@ FASTEST = (
     SDPBackend.MATH,
 )
 PLANNED = 1 << 33
-"""Scores of all heads, 16K tokens of 32 heads, from which cuDNN is worth the 40 to 60 ms in which
+"""Scores of all heads, 16K tokens of 32 heads, from which cuDNN is worth the 40 to 70 ms in which
 it plans for a length that it has not seen: torch's own choice on Hopper takes them at every length,
 and so for every token that is decoded."""
 PLANNED_MASK = 1 << 29
@@ -148,7 +149,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Ten
 
 def _may_plan(q: Tensor) -> bool:
     """Whether torch's own choice may be cuDNN: on Hopper and the first Blackwells."""
-    return q.is_cuda and torch.cuda.get_device_capability(q.device)[0] in (9, 10)
+    return q.is_cuda and capability(q.device)[0] in (9, 10)
 
 
 def _backends(q: Tensor, k: Tensor, planned: int) -> Sequence[SDPBackend]:
@@ -304,6 +305,6 @@ def _flash3_serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return (
         _in_half_without_gradients(q, k, v)
         and q.shape[-1] == v.shape[-1] <= 256
-        and torch.cuda.get_device_capability(q.device) == (9, 0)
+        and capability(q.device) == (9, 0)
         and FLASH3 is not None
     )
