@@ -25,7 +25,8 @@ class Times:
         return asdict(self)
 
 
-def _one(call: Callable[[], object], device: torch.device) -> float:
+def once(call: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds of one call; where the queue is empty, with what the host does for it."""
     if device.type != "cuda":
         begin = time.perf_counter()
         call()
@@ -40,9 +41,9 @@ def _one(call: Callable[[], object], device: torch.device) -> float:
 
 def measure(call: Callable[[], object], device: torch.device, *, calls: int = 7) -> Times:
     """Times `calls` calls after two that warm up; a call of seconds is timed once more only."""
-    _one(call, device)
-    first = _one(call, device)
-    taken = [first] if first > LONG_MS else sorted(_one(call, device) for _ in range(calls))
+    once(call, device)
+    first = once(call, device)
+    taken = [first] if first > LONG_MS else sorted(once(call, device) for _ in range(calls))
     last = len(taken) - 1
     low, middle, high = (taken[round(share * last)] for share in (0.2, 0.5, 0.8))
     return Times(round(low, 4), round(middle, 4), round(high, 4), len(taken))
