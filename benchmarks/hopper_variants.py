@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from minference.bench.attention import Shape
-from minference.bench.cases import computed_pairs, planted_index, vs1
+from minference.bench.cases import planted_index, vs1
 from minference.bench.records import Recorder
 from minference.bench.timing import measure
+from minference.index_tiles import computed_pairs
 from minference.lengths import parse_length
 from minference.ops.attention.fp8 import PRECISIONS
 from minference.ops.attention.hopper.compile import Build
@@ -49,7 +50,7 @@ def main() -> None:
     shape = Shape(length=options.length, dim=options.dim)
     qkv = shape.tensors(device)
     index = planted_index(vs1(options.length, shape.heads, 0), layout_of(qkv[0], qkv[1]))
-    pairs, scale = computed_pairs(index), options.dim**-0.5
+    pairs, scale = int(computed_pairs(index, 0).sum()), options.dim**-0.5
     fp8 = options.precision == "fp8"
     shipped = tuned_build(options.dim, shape.dtype, fp8=fp8)
     builds = {name: changed(shipped, name) for name in options.builds}

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from minference.bench.attention import GATE, Shape
-from minference.bench.cases import computed_pairs, planted_index, vs1
+from minference.bench.cases import planted_index, vs1
 from minference.bench.records import Recorder
 from minference.bench.timing import measure
 from minference.index import SparseIndex
+from minference.index_tiles import computed_pairs
 from minference.lengths import parse_length
 from minference.ops._triton import AttentionLaunch
 from minference.ops.attention import triton as library
@@ -205,7 +206,7 @@ def main() -> None:
     shape = Shape(length=options.length, dtype=getattr(torch, options.dtype), **sizes)
     qkv = shape.tensors(device)
     index = planted_index(vs1(options.length, options.heads, 0), layout_of(qkv[0], qkv[1]))
-    pairs, fp8 = computed_pairs(index), options.precision == "fp8"
+    pairs, fp8 = int(computed_pairs(index, 0).sum()), options.precision == "fp8"
     most = GATE[E4M3 if fp8 else shape.dtype]
     with tempfile.TemporaryDirectory() as folder:
         calls = calls_of(qkv, index, options.names, Path(folder), fp8=fp8)

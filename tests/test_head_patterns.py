@@ -150,6 +150,13 @@ def test_save_and_read_back(table: HeadPatterns, tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == [FILE_NAME]
 
 
+def test_a_folder_may_call_its_table_as_the_documents_do(tmp_path: Path) -> None:
+    MIXED.save(tmp_path / "patterns.json")
+    assert HeadPatterns.from_pretrained(tmp_path) == HeadPatterns.from_file(tmp_path) == MIXED
+    with pytest.raises(ValueError, match=r"no folder with head_patterns\.json or patterns\.json"):
+        HeadPatterns.from_pretrained(tmp_path / "elsewhere")
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = MIXED.save(tmp_path / "table.json")
 

@@ -26,6 +26,8 @@ from minference.provenance import Provenance
 
 FORMAT = "minference.head_patterns/1"
 FILE_NAME = "head_patterns.json"
+FILE_NAMES = (FILE_NAME, "patterns.json")
+"""Names of a table in a folder: as it saves itself, and as the documents write it."""
 DEFAULT_PATTERN = VerticalSlash(1000, 6096)
 _LETTERS = string.ascii_letters + string.digits
 
@@ -119,13 +121,15 @@ class HeadPatterns:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> HeadPatterns:
-        """Reads a file of either layout, or `head_patterns.json` in a folder.
+        """Reads a file of either layout, or the one of `FILE_NAMES` in a folder.
 
         Raises:
             FileNotFoundError: there is no such file.
             PatternFileError: the file does not hold head patterns.
         """
-        path = _file_at(path)
+        path = Path(path)
+        if path.is_dir():
+            path = next(iter(tables_in(path)), path / FILE_NAME)
         data = read_json(path)
         try:
             return cls.from_dict(data)
@@ -143,12 +147,13 @@ class HeadPatterns:
         if isinstance(id_or_path, str) and id_or_path in _published():
             return _published()[id_or_path]
         path = Path(id_or_path)
-        if path.is_file() or (path / FILE_NAME).is_file():
+        if path.is_file() or tables_in(path):
             return cls.from_file(path)
         raise ValueError(
             f"no head patterns for {str(id_or_path)!r}: it is no file, no folder with "
-            f"{FILE_NAME}, and none of the ids of get_support_models(). Name the model that the "
-            "weights come from, run `minference search`, or use default_patterns(layers, heads)"
+            f"{' or '.join(FILE_NAMES)}, and none of the ids of get_support_models(). Name the "
+            "model that the weights come from, run `minference search`, or use "
+            "default_patterns(layers, heads)"
         )
 
     @classmethod
@@ -181,7 +186,8 @@ class HeadPatterns:
         Returns:
             The file written.
         """
-        path = _file_at(path)
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
         write_text(path, line_json(self.to_dict()))
         return path
 
@@ -280,9 +286,9 @@ def _checked_scores(
     return checked
 
 
-def _file_at(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    return path / FILE_NAME if path.is_dir() else path
+def tables_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """The pattern files of a folder, by the names that they go by."""
+    return [path for name in FILE_NAMES if (path := Path(folder) / name).is_file()]
 
 
 def _letter(rank: int) -> str:

@@ -7,15 +7,7 @@ import pytest
 import torch
 
 from minference.bench import attention as bench
-from minference.bench.cases import computed_pairs, planted_index, table, vs1
-from minference.testing import layout_of, random_qkv
-
-
-def test_counted_pairs_are_those_of_the_index() -> None:
-    q, k, _ = random_qkv(2, 1, 1024)
-    index = planted_index(vs1(1024, 2, 0), layout_of(q, k))
-    rows = 2 * 1024
-    assert computed_pairs(index) == pytest.approx(index.density() * rows * 1025 / 2, rel=0.05)
+from minference.bench.cases import table, vs1
 
 
 def test_records_hold_times_and_the_environment(tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from minference.bench.baselines import dense_kernels
-from minference.bench.cases import SEEDS, Case, computed_pairs, planted_index, scattered, table, vs1
+from minference.bench.cases import SEEDS, Case, planted_index, scattered, table, vs1
 from minference.bench.records import Recorder
 from minference.bench.timing import measure, peak_extra_bytes
 from minference.errors import UnsupportedError
 from minference.index import TILE, SparseIndex
 from minference.index_samples import sample_keys, sample_stride
+from minference.index_tiles import computed_pairs
 from minference.lengths import parse_length
 from minference.ops._dispatch import resolve_impl
 from minference.ops._e4m3 import E4M3
@@ -137,7 +138,7 @@ def sparse_record(
         record |= distance(kernel(), kernel("native"))
     build = build_index_ms_call(q, k, case, impl)
     times = measure(kernel, q.device)
-    pairs = computed_pairs(index)
+    pairs = int(computed_pairs(index, 0).sum())
     rows = shape.heads * shape.length
     record |= times.to_dict()
     record["keys_per_row"] = round(pairs / rows, 1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from minference.head_patterns import HeadPatterns
-from minference.index import BLOCK, TILE, SparseIndex
+from minference.index import SparseIndex
 from minference.ops.build import Layout, assemble
 from minference.ops.select.reference import columns_from_positions, lines_to_offsets
 from minference.patterns import VerticalSlash
@@ -101,23 +101,3 @@ def planted_index(case: Case, layout: Layout) -> SparseIndex:
         offsets=lines_to_offsets(distances.to(device), layout.kv_len),
         columns=columns_from_positions(columns.to(device), layout.kv_len),
     )
-
-
-def computed_pairs(index: SparseIndex) -> int:
-    """Query-key pairs that the index computes, all heads of batch row 0: whole blocks up to the
-    diagonal, and uncovered columns. For whole prompts of one group; counted on the CPU."""
-    tiles = torch.arange(-(-index.kv_len // TILE))
-    pairs = 0
-    for h in range(index.heads):
-        offsets = index.offsets.row(0, h).cpu().long()
-        far = offsets[offsets >= 1]
-        pairs += int(torch.searchsorted(far, 2 * tiles, right=True).sum()) * TILE * BLOCK
-        pairs += len(tiles) * TILE * (TILE + 1) // 2
-        flags = torch.zeros(2 * len(tiles) + 2, dtype=torch.bool)
-        flags[offsets + 1] = True
-        block = index.columns.row(0, h).cpu().long() // BLOCK
-        for part in tiles.split(512):
-            offset = 2 * part[:, None] - block
-            lone = (offset >= 1) & ~flags[(offset + 1).clamp(min=0)]
-            pairs += int(lone.sum()) * TILE
-    return pairs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minference.head_patterns import FILE_NAME
+from minference.head_patterns import tables_in
 from minference.lengths import parse_length
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ MethodText = Annotated[str, typer.Option("--method", help="name:key=value,... of
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress lines.")]
 
-PATTERN_FILES = ("patterns.json", FILE_NAME)
-"""Names of a table in a model's folder: as the documents write it, and as it saves itself."""
 BUDGETS = {"patterns", "vertical", "slash", "budget_length"}
 
 
@@ -102,7 +100,7 @@ def with_own_patterns(spec: MethodSpec, model: str, *, quiet: bool) -> MethodSpe
     error, unless it takes none or its options say something of patterns or budgets."""
     from minference.methods import get_method
 
-    found = [path for name in PATTERN_FILES if (path := Path(model) / name).is_file()]
+    found = tables_in(model)
     takes = any(field.name == "patterns" for field in fields(get_method(spec.name)))
     if not found or not takes or {key for key, _ in spec.options} & BUDGETS:
         return spec

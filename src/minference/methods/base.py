@@ -54,6 +54,11 @@ class Method(ABC):
     min_seq_len: int | None = None
 
     def __post_init__(self) -> None:
+        if not hasattr(self, "name"):
+            raise TypeError(
+                f"{type(self).__name__} has no name; set `name: ClassVar[str]`, by which it is "
+                "asked for and recorded"
+            )
         if self.min_seq_len is not None and self.min_seq_len < 0:
             raise ValueError(
                 f"min_seq_len must be None or at least 0 tokens, got {self.min_seq_len}"

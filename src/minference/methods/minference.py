@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from minference.errors import unknown_name
+from minference.errors import UnsupportedError, unknown_name
 from minference.head_patterns import HeadPatterns
 from minference.index import BLOCK, SparseIndex, merge_heads
 from minference.methods.base import Context, Method
@@ -55,6 +55,12 @@ class MInference(Method):
             raise ValueError(
                 f"budget_length must be None or at least 1 token, got {self.budget_length}"
             )
+        for pattern in self.patterns.counts():
+            if isinstance(pattern, BlockSparse) and pattern.block != BLOCK:
+                raise UnsupportedError(
+                    f"block-sparse heads are served by blocks of {BLOCK} keys, got {pattern}; "
+                    f"use BlockSparse({pattern.topk * pattern.block // BLOCK})"
+                )
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, **options: object) -> Self:

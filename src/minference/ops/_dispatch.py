@@ -67,6 +67,12 @@ def why_not_hopper(device: torch.device, dtype: torch.dtype, head_dim: int) -> R
     return hopper.why_not(device, dtype, head_dim)
 
 
+def check_impl(impl: str) -> None:
+    """Raises ValueError unless there is an implementation of that name."""
+    if impl not in env.IMPLS:
+        raise unknown_name("impl", impl, env.IMPLS)
+
+
 def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """The name of the implementation to run: "reference", "torch", "triton" or "hopper".
 
@@ -77,8 +83,7 @@ def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype, head_dim: 
         ValueError: an unknown name.
         UnsupportedError: an explicit choice that cannot serve the call.
     """
-    if impl not in env.IMPLS:
-        raise unknown_name("impl", impl, env.IMPLS)
+    check_impl(impl)
     if impl == "auto":
         impl = env.impl()
     if impl == "auto":

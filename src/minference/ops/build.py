@@ -41,6 +41,11 @@ class Layout:
         return self.first.device
 
     @property
+    def begin(self) -> Int[Tensor, " B"]:
+        """Position of each batch row's first real query."""
+        return (self.kv_len - self.q_len - self.first).clamp(min=0)
+
+    @property
     def chunk_tiles(self) -> int:
         """Most query tiles that the chunk can touch."""
         return min(self.q_len // TILE + 2, -(-self.kv_len // TILE))
@@ -131,7 +136,7 @@ def tri_shape_index(
     heads, device = len(sinks), layout.device
     blocks = layout.blocks
     every = (torch.arange(blocks, device=device) * 4 + BOTH_HALVES).to(torch.int32)
-    first_tile = (layout.kv_len - layout.q_len - layout.first).clamp(min=0) // TILE
+    first_tile = layout.begin // TILE
     tile = first_tile[:, None] + torch.arange(layout.chunk_tiles, device=device)
     tile = tile[:, None]  # [B, 1, tiles]
     widths = tuple(local_offsets(min(w, layout.kv_len)) for w in windows)

@@ -9,7 +9,7 @@ import pytest
 
 from minference import methods
 from minference.errors import UnsupportedError
-from minference.head_patterns import FILE_NAME, HeadPatterns, default_patterns, get_support_models
+from minference.head_patterns import FILE_NAMES, HeadPatterns, default_patterns, get_support_models
 from minference.integrations.vllm.options import Model, Options, asked_options, model_patterns
 from minference.patterns import VerticalSlash
 
@@ -98,8 +98,9 @@ def test_patterns_of_another_shape_are_refused() -> None:
         options.build(MODEL)
 
 
-def test_patterns_come_from_the_served_model(tmp_path: Path) -> None:
-    default_patterns(2, 4, VerticalSlash(7, 70)).save(tmp_path / FILE_NAME)
+@pytest.mark.parametrize("name", FILE_NAMES)
+def test_patterns_come_from_the_served_model(tmp_path: Path, name: str) -> None:
+    default_patterns(2, 4, VerticalSlash(7, 70)).save(tmp_path / name)
     by_folder = Model((str(tmp_path),), "qwen3", 2, 4)
     assert model_patterns(by_folder)[1][3] == VerticalSlash(7, 70)
     known = get_support_models()[0]

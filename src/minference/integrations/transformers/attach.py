@@ -76,10 +76,6 @@ def attach(
     """
     check_kv(kv)
     check_precision(precision)
-    if precision == "fp8" and impl == "hopper":
-        raise UnsupportedError(
-            "impl='hopper' does not multiply e4m3; for precision='fp8' use impl='triton' or 'auto'"
-        )
     if fuse and chunk_tokens is None:
         raise ValueError(
             "fuse=True compiles work on chunks and there are none; give chunk_tokens=8192"

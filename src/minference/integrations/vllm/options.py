@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from minference import env
 from minference.errors import UnsupportedError, unknown_name
-from minference.head_patterns import FILE_NAME, HeadPatterns, get_support_models
+from minference.head_patterns import HeadPatterns, get_support_models, tables_in
 from minference.log import get_logger
 from minference.methods import Method, get_method
 
@@ -142,7 +142,7 @@ def asked_options(additional: object, *, custom_backend: bool) -> Options | None
 def model_patterns(model: Model) -> HeadPatterns:
     """Patterns found by the model's names, by its folder, or by its architecture and shape."""
     for name in model.names:
-        if name in get_support_models() or (Path(name) / FILE_NAME).is_file():
+        if name in get_support_models() or tables_in(name):
             return HeadPatterns.from_pretrained(name)
     found = HeadPatterns.for_shape(model.layers, model.heads, model.model_type)
     origin = found.provenance.model or "the default patterns"

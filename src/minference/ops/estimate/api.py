@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minference.ops._dispatch import resolve_impl
+from minference.ops._dispatch import check_impl, resolve_impl
 from minference.ops.checks import check_qkv
 from minference.ops.estimate.reference import ROWS, LineScores, MassScores, distances_to_offsets
 from minference.ops.select.reference import offset_slots
@@ -40,6 +40,7 @@ def last_query_lines(
         float32 [B, H, N], -1 from the number of real keys on.
     """
     check_qkv(q, k)
+    check_impl(impl)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     name = "reference" if impl == "reference" else "torch"
     return LineScores(*_last_query_lines(q, k, first, stop, scale, softcap, rows, name))

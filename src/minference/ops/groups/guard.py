@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minference.index import BLOCK, TILE, Ragged
 from minference.ops.build import Layout
-from minference.ops.groups.plan import GROUP, GROUP_TILES, first_position, group_count
+from minference.ops.groups.plan import GROUP, GROUP_TILES, group_count
 
 GUARD_SLOTS = 256
 """Most guarded rows of a KV head and call, each for all its query heads; evenly spread groups."""
@@ -59,7 +59,7 @@ def guard_rows(layout: Layout) -> Int[Tensor, "B slots"]:
     """Positions of the guarded rows, -1 for groups without real rows; scattered in their groups,
     so that no regular text lines up with them."""
     stride = stride_of(layout)
-    begin = first_position(layout)[:, None]
+    begin = layout.begin[:, None]
     slots = -(-group_count(layout) // stride)
     group = begin // GROUP + stride * torch.arange(slots, device=layout.device)
     low = torch.maximum(group * GROUP, begin)
@@ -74,7 +74,7 @@ def lists_of_rows(
     """The list of each guarded row, from lists for `tiles` tiles each; empty for rows that are
     not."""
     size = tiles * TILE
-    begin = first_position(layout)[:, None]
+    begin = layout.begin[:, None]
     at = (rows // size - begin // size).clamp(0, lists.count.shape[2] - 1)
     at = at[:, None].expand(-1, lists.count.shape[1], -1)
     count = lists.count.gather(2, at) * (rows >= 0)[:, None]
@@ -126,7 +126,7 @@ def guard(
     better = torch.where(kept[1].enough(target), 1, 2)
     level = torch.where(kept[0].enough(target), 0, better)
     tiles = layout.chunk_tiles
-    begin = first_position(layout)[:, None]
+    begin = layout.begin[:, None]
     tile = begin // TILE + torch.arange(tiles, device=layout.device)
     group = tile // GROUP_TILES - begin // GROUP
     shape = (-1, lists.count.shape[1], -1)

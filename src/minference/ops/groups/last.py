@@ -4,7 +4,7 @@ import torch
 
 from minference.index import TILE, Ragged
 from minference.ops.build import Layout
-from minference.ops.groups.plan import GROUP, GROUP_TILES, first_position
+from minference.ops.groups.plan import GROUP, GROUP_TILES
 
 
 def last_layout(layout: Layout, rows: int) -> Layout:
@@ -16,7 +16,7 @@ def last_layout(layout: Layout, rows: int) -> Layout:
 def put_last(lists: Ragged, last: Ragged, layout: Layout, own: Layout) -> Ragged:
     """The lists of a call's tiles, with `last`, lists of the tiles of `own`, in the place of those
     of its whole groups."""
-    begin, own_begin = (first_position(x)[:, None] for x in (layout, own))
+    begin, own_begin = (x.begin[:, None] for x in (layout, own))
     tile = begin // TILE + torch.arange(layout.chunk_tiles, device=layout.device)
     slot = (tile - own_begin // TILE).clamp(0, last.count.shape[2] - 1)
     slot = slot[:, None].expand(-1, lists.count.shape[1], -1)

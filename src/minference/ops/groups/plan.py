@@ -67,11 +67,6 @@ def group_count(layout: Layout) -> int:
     return min(layout.q_len // GROUP + 2, -(-layout.kv_len // GROUP))
 
 
-def first_position(layout: Layout) -> Int[Tensor, " B"]:
-    """Position of the chunk's first real query."""
-    return (layout.kv_len - layout.q_len - layout.first).clamp(min=0)
-
-
 def row_places(rows: int, heads: int) -> Int[Tensor, "heads rows"]:
     """Which of a tile's 128 rows are sampled for each of a KV head's query heads.
 
@@ -89,7 +84,7 @@ def spread_rows(
 ) -> Int[Tensor, "B heads tiles rows"]:
     """Positions of the rows that are sampled of a group's tiles for each of a KV head's query
     heads; -1 in tiles without real rows."""
-    begin = first_position(layout)[:, None]
+    begin = layout.begin[:, None]
     tile = begin // GROUP * GROUP_TILES + group * GROUP_TILES
     tile = tile + torch.arange(GROUP_TILES, device=layout.device)
     low = torch.maximum(tile * TILE, begin)
@@ -118,7 +113,7 @@ def seen_room(layout: Layout, group: int, count: int) -> int:
 def near_blocks(layout: Layout, group: int) -> tuple[Tensor, Tensor]:
     """First of the blocks that every tile of a group may keep anyway, and past the last one that
     it sees; 0 and 0 where it has no real rows. Block 0 is near too."""
-    begin = first_position(layout)
+    begin = layout.begin
     start = (begin // GROUP + group) * GROUP
     low = torch.maximum(start, begin)
     stop = torch.minimum(start + GROUP, layout.stop - layout.first)

@@ -24,24 +24,6 @@ def group_span(first_ptr, stop_ptr, q_len, kv_len, b, group):
 
 
 @triton.jit
-def spread_queries(
-    q_ptr, q_steps, b, kv_head, bundle, begin, low, stop, SHARE: tl.constexpr, TAKE: tl.constexpr,
-    ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """The sampled rows, each for TAKE query heads in turn, and their positions; -1 where there is
-    no head."""
-    line = tl.arange(0, TAKE * ROWS)
-    inner = bundle * TAKE + line % TAKE
-    pos = low + (2 * (line // TAKE) + 1) * tl.maximum(stop - low, 0) // (2 * ROWS)
-    pos = tl.where((inner < SHARE) & (low < stop), pos, -1)
-    column = tl.arange(0, BLOCK_D)
-    at = b.to(tl.int64) * q_steps[0] + (kv_head * SHARE + inner).to(tl.int64)[:, None] * q_steps[1]
-    at += (pos - begin).to(tl.int64)[:, None] * q_steps[2] + column[None, :]
-    known = (pos >= 0)[:, None] & (column < D)[None, :]
-    return tl.load(q_ptr + at, mask=known, other=0.0), pos
-
-
-@triton.jit
 def log2_scores(scores, factor, ceiling, SOFTCAP: tl.constexpr):
     """Scores in units of log2."""
     if SOFTCAP:

@@ -18,7 +18,7 @@ def key_tiles(layout: Layout) -> int:
 
 def first_tile(layout: Layout) -> Int[Tensor, " B"]:
     """Number of the tile that holds the chunk's first real query."""
-    return (layout.kv_len - layout.q_len - layout.first).clamp(min=0) // TILE
+    return layout.begin // TILE
 
 
 def tile_numbers(layout: Layout, tiles: range) -> Int[Tensor, "B tiles"]:
