@@ -2,7 +2,7 @@
 being the shipped model's own q and k.
 
 python benchmarks/grouped_first_token.py --lengths 32k 128k \\
-    --out benchmarks/results/prefill_grouped_h100.jsonl
+    --out benchmarks/results/prefill_grouped_h200.jsonl
 
 Random weights attend to nothing in particular, and `grouped` would find nothing to leave out. So
 every layer's q and k are overwritten, before its index is built, with those of the shipped model's
