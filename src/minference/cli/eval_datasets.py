@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="Hub id or path of a transformers model.")]
 Methods = Annotated[str, typer.Option(help="name:key=value,..., comma-separated.")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")]
+Output = Annotated[Path, typer.Option("-o", "--out", "--output", help="Folder of the results.")]
 Device = Annotated[str | None, typer.Option(help="Default: cuda where there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Scores as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]

@@ -1,0 +1,1 @@
+"""XAttention's block scores: sums over antidiagonals of strided queries and keys."""

@@ -1,0 +1,1 @@
+"""Attention over an index, over a server's pages, and dense."""

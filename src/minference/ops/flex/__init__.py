@@ -1,0 +1,1 @@
+"""FlexPrefill's choice for each head: blocks by means, or lines."""

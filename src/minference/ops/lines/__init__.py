@@ -1,0 +1,1 @@
+"""Columns and offsets of vertical-slash heads in one operator."""

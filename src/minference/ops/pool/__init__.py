@@ -1,0 +1,1 @@
+"""Scores of mean-pooled blocks, and the best of each row of blocks."""

@@ -1,0 +1,1 @@
+"""From chosen tiles to the lists of an index."""
