@@ -52,7 +52,9 @@ def run(
         "end", help="end: after the prompt; cached: after one read once; spread: along its end."
     ),
     split: str = typer.Option("heldout", help="heldout to report, dev to tune on."),
-    output: str = typer.Option("out/eval", "-o", "--out", "--output", help="Folder of the results."),
+    output: str = typer.Option(
+        "out/eval", "-o", "--out", "--output", help="Folder of the results."
+    ),
     device: str | None = typer.Option(None, help="Default: cuda where there is one."),
     workers: int | None = typer.Option(
         None, help="Processes that write prompts; by default up to 8 beside a GPU, else none."
@@ -104,7 +106,8 @@ def run(
 def report(
     folder: str = typer.Argument(help="Folder or JSONL file that `minference eval` wrote."),
     output: Annotated[
-        Path | None, typer.Option("-o", "--out", "--output", help="HTML page to write, pictures inside.")
+        Path | None,
+        typer.Option("-o", "--out", "--output", help="HTML page to write, pictures inside."),
     ] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for the page's pictures as PNG files.")
