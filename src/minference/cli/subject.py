@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,9 +99,10 @@ def with_own_patterns(spec: MethodSpec, model: str, *, quiet: bool) -> MethodSpe
     """The method with the patterns that a search left in the model's folder, told on standard
     error, unless it takes none or its options say something of patterns or budgets."""
     from minference.methods import get_method
+    from minference.methods.spec import takes_patterns
 
     found = tables_in(model)
-    takes = any(field.name == "patterns" for field in fields(get_method(spec.name)))
+    takes = takes_patterns(get_method(spec.name))
     if not found or not takes or {key for key, _ in spec.options} & BUDGETS:
         return spec
     if not quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -88,24 +89,42 @@ def build_method(spec: MethodSpec, config: Any) -> Method:  # noqa: ANN401
     options: dict[str, Any] = {}
     for key, value in spec.options:
         options[key] = HeadPatterns.from_pretrained(value) if key == "patterns" else _value(value)
-    if "patterns" not in known:
+    if not takes_patterns(cls):
         return cls(**options)
     budgets = {key: options.pop(key) for key in _BUDGETS if key in options}
     if budgets and "patterns" in options:
         raise ValueError(
             f"method {spec.label!r} has both patterns and {', '.join(budgets)}; give one"
         )
-    if "patterns" not in options:
-        options["patterns"] = _patterns(config, budgets)
     if "budget_length" in known and not budgets:
         options.setdefault("budget_length", PUBLISHED_LENGTH)
-    return cls(**options)
+    return named_method(spec.name, options, lambda: _patterns(config, budgets))
+
+
+def named_method(
+    name: str, options: Mapping[str, Any], patterns: Callable[[], HeadPatterns]
+) -> Method:
+    """A method by its name and options; `patterns` finds those of one that takes them and was given
+    none.
+
+    Raises:
+        ValueError: an unknown method, or a value that it refuses.
+        TypeError: an option that it does not have.
+    """
+    cls = get_method(name)
+    own = {} if not takes_patterns(cls) or "patterns" in options else {"patterns": patterns()}
+    return cls(**own, **options)
+
+
+def takes_patterns(cls: type[Method]) -> bool:
+    """Whether a method needs the patterns of a model's heads."""
+    return any(field.name == "patterns" for field in fields(cls))
 
 
 def _options(cls: type[Method]) -> set[str]:
     """What a specification may say of a method: its fields, and budgets where it takes patterns."""
     known = {field.name for field in fields(cls)} - {*_INTERNAL}
-    return known | {*_BUDGETS} if "patterns" in known else known
+    return known | {*_BUDGETS} if takes_patterns(cls) else known
 
 
 def fitting_patterns(config: Any) -> HeadPatterns:  # noqa: ANN401

@@ -13,9 +13,9 @@ from minference.integrations.transformers import _compat, state
 from minference.integrations.transformers.coverage import DENSE_FROM
 from minference.integrations.transformers.handle import REMEDY, Handle
 from minference.integrations.transformers.host_cache import check_kv
-from minference.methods import default_method_name, get_method
+from minference.methods import default_method_name
 from minference.methods.base import Context, Method
-from minference.methods.spec import fitting_patterns
+from minference.methods.spec import fitting_patterns, named_method
 from minference.ops.attention.fp8 import check_precision
 
 if TYPE_CHECKING:
@@ -124,12 +124,7 @@ def _method(model: PreTrainedModel, given: Method | str | None, impl: str) -> Me
     if given is None:
         given = default_method_name(model.device, model.dtype, impl)
     if isinstance(given, str):
-        cls = get_method(given)
-        fields = getattr(cls, "__dataclass_fields__", {})
-        options: dict[str, Any] = (
-            {"patterns": fitting_patterns(config)} if "patterns" in fields else {}
-        )
-        given = cls(**options)
+        given = named_method(given, {}, lambda: fitting_patterns(config))
     patterns = getattr(given, "patterns", None)
     if isinstance(patterns, HeadPatterns):
         check_shape(patterns, config)

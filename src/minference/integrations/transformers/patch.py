@@ -11,7 +11,7 @@ from minference.head_patterns import HeadPatterns, get_support_models
 from minference.integrations.transformers.attach import attach, check_shape
 from minference.log import warn_once
 from minference.methods.base import Method
-from minference.methods.spec import fitting_patterns
+from minference.methods.spec import fitting_patterns, named_method
 
 _PLAIN = ("dense", "hf", "minference_with_dense")
 
@@ -80,16 +80,11 @@ class MInference:
             return model
         method: Method = methods.Dense()
         if not plain:
-            method = self._method(model.config.get_text_config(decoder=True))
+            config = model.config.get_text_config(decoder=True)
+            method = named_method(self.attn_type, self.options, lambda: self._patterns(config))
         kv = "host" if self.kv_cache_cpu else "device"
         model.minference = attach(model, method, starting_layer=self.starting_layer, kv=kv)
         return model
-
-    def _method(self, config: Any) -> Method:  # noqa: ANN401
-        cls = methods.get_method(self.attn_type)
-        if "patterns" not in getattr(cls, "__dataclass_fields__", {}):
-            return cls(**self.options)
-        return cls(**{"patterns": self._patterns(config), **self.options})  # type: ignore[call-arg]
 
     def _patterns(self, config: Any) -> HeadPatterns:  # noqa: ANN401
         if self.config_path is not None:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from minference import env
-from minference.head_patterns import HeadPatterns
 from minference.integrations.transformers.coverage import DENSE_FROM
 from minference.integrations.transformers.records import LayerRecord, Mark, mark
 from minference.log import info_once
 from minference.methods import MInference
 from minference.methods.base import Context, Method
+from minference.methods.spec import fitting_patterns
 from minference.methods.thresholds import min_seq_len, min_work, work
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def find(config: PreTrainedConfig) -> State:
     held = _STATES.get(id(config))
     if held is not None and held[0]() is config:
         return held[1]
-    state = State(MInference(patterns=patterns_for(config)))
+    state = State(MInference(patterns=fitting_patterns(config)))
     info_once(f"attn_implementation='minference': {config.model_type} with its default patterns")
     put(config, state)
     return state
@@ -119,13 +119,6 @@ def drop(config: PreTrainedConfig) -> None:
 def attached() -> int:
     """Number of config objects that hold a state."""
     return len(_STATES)
-
-
-def patterns_for(config: PreTrainedConfig) -> HeadPatterns:
-    """The published table for this architecture and shape, else the default patterns."""
-    return HeadPatterns.for_shape(
-        config.num_hidden_layers, config.num_attention_heads, config.model_type
-    )
 
 
 def holds(config: PreTrainedConfig, state: State) -> bool:

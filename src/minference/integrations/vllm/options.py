@@ -17,6 +17,7 @@ from minference.errors import UnsupportedError, unknown_name
 from minference.head_patterns import HeadPatterns, get_support_models, tables_in
 from minference.log import get_logger
 from minference.methods import Method, get_method
+from minference.methods.spec import named_method
 
 KEY = "minference"
 """Name of the options in vLLM's additional config, and in a file around them."""
@@ -193,7 +194,6 @@ def _encode(method: Method) -> dict[str, Any]:
 
 
 def _decode(name: str, settings: Mapping[str, Any], model: Model) -> Method:
-    cls = get_method(name)
     values: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and "method" in value:
@@ -208,10 +208,7 @@ def _decode(name: str, settings: Mapping[str, Any], model: Model) -> Method:
             )
         elif key != "patterns":
             values[key] = value
-    needs = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-    if "patterns" in needs and "patterns" not in values:
-        values["patterns"] = model_patterns(model)
     try:
-        return cls(**values)
+        return named_method(name, values, lambda: model_patterns(model))
     except TypeError as error:
         raise ValueError(f"bad options of method {name!r}: {error}") from error
