@@ -2,27 +2,40 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 from minference.functional import (
     block_sparse_attention,
     streaming_forward,
     vertical_slash_sparse_attention,
 )
-from minference.ops.pool.reference import best_blocks
-from minference.testing import random_qkv
+from minference.testing import lines_mask, masked_attention, random_qkv
 
 IMPLS = ["reference", "torch"]
 
 
-def masked(q, k, v, mask):  # noqa: ANN001, ANN201
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-
-def distances(q_len: int, kv_len: int) -> torch.Tensor:
+def distances(q_len: int, kv_len: int) -> Tensor:
     return torch.arange(kv_len - q_len, kv_len)[:, None] - torch.arange(kv_len)
+
+
+def best(scores: Tensor, budget: int, forced: int = 0) -> Tensor:
+    """The places of the highest scores, the first `forced` always among them."""
+    order = sorted(range(len(scores)), key=lambda place: (place >= forced, -scores[place]))
+    return torch.tensor(order[: max(budget, forced)])
+
+
+def last_query_sums(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of one head's last 64 queries, summed down each column and along each diagonal."""
+    distance = distances(len(q), len(k))[-64:]
+    scores = q[-64:].double() @ k.double().T * q.shape[1] ** -0.5
+    weights = scores.masked_fill(distance < 0, -torch.inf).softmax(dim=-1)
+    diagonals = [weights[distance == x].sum() for x in range(len(k))]
+    return weights.sum(dim=0), torch.stack(diagonals)
+
+
+def block_means(x: Tensor) -> Tensor:
+    """Means of 64 rows, rows past the end as zeros."""
+    return torch.stack([part.sum(dim=0) / 64 for part in x.double().split(64)])
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -31,7 +44,8 @@ def test_streaming_is_exact(q_len: int, kv_len: int, impl: str) -> None:
     q, k, v = random_qkv(4, 2, q_len, kv_len)
     d = distances(q_len, kv_len)
     mask = (d >= 0) & ((d < 70) | (torch.arange(kv_len) < 5))
-    torch.testing.assert_close(streaming_forward(q, k, v, 5, 70, impl=impl), masked(q, k, v, mask))
+    expected = masked_attention(q, k, v, mask[None, None])
+    torch.testing.assert_close(streaming_forward(q, k, v, 5, 70, impl=impl), expected)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -40,18 +54,37 @@ def test_block_sparse_is_exact(length: int, impl: str) -> None:
     q, k, v = random_qkv(4, 2, length)
     mask = torch.zeros(1, 4, length, length, dtype=torch.bool)
     for h in range(4):
-        for row, blocks in enumerate(best_blocks(q[0, h], k[0, h // 2], 2, keep_ends=False)):
-            for j in blocks.tolist():
+        scores = block_means(q[0, h]) @ block_means(k[0, h // 2]).T
+        for row in range(len(scores)):
+            for j in best(scores[row, : row + 1], 2).tolist():
                 mask[0, h, 64 * row : 64 * row + 64, 64 * j : 64 * j + 64] = True
     mask &= distances(length, length) >= 0
     out = block_sparse_attention(q, k, v, 2, impl=impl)
-    torch.testing.assert_close(out, masked(q, k, v, mask))
+    torch.testing.assert_close(out, masked_attention(q, k, v, mask))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(("vertical", "slash"), [(40, 60), (35, 102)])
+@pytest.mark.parametrize(("q_len", "kv_len"), [(300, 300), (700, 700), (129, 700)])
+def test_budgets_keep_the_best_lines(
+    q_len: int, kv_len: int, vertical: int, slash: int, impl: str
+) -> None:
+    q, k, v = random_qkv(4, 2, q_len, kv_len)
+    masks = []
+    for h in range(4):
+        columns, diagonals = last_query_sums(q[0, h], k[0, h // 2])
+        lines = best(columns, vertical, forced=30), best(diagonals, slash, forced=100)
+        masks.append(lines_mask(*lines, q_len, kv_len))
+    mask = torch.stack(masks)[None]
+    assert bool((mask[:, :, -1].sum(dim=-1) < kv_len).all())
+    out = vertical_slash_sparse_attention(q, k, v, vertical, slash, impl=impl)
+    torch.testing.assert_close(out, masked_attention(q, k, v, mask))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_enough_lines_give_dense_attention(impl: str) -> None:
     q, k, v = random_qkv(4, 2, 300)
-    dense = masked(q, k, v, distances(300, 300) >= 0)
+    dense = masked_attention(q, k, v, (distances(300, 300) >= 0)[None, None])
     every = torch.arange(299, -1, -1).expand(1, 4, 300)
     none = torch.zeros(1, 4, 0, dtype=torch.long)
     for vertical, slash in [(every, none), (none, every), (0, 300), (300, 1)]:

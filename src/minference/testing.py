@@ -2,16 +2,18 @@
 tolerances, a tiny model, and the checks that every method passes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
 
-from minference.index import Ragged, SparseIndex, merge_heads, real_bounds
+from minference.index import BLOCK, TILE, Ragged, SparseIndex, merge_heads, real_bounds
 from minference.methods.base import Context, Method
 from minference.ops._dispatch import default_device as default_device
+from minference.ops.attention.api import check_index, sparse_attention
 from minference.ops.build import Layout, a_shape_index, assemble, dense_index
 from minference.ops.select.reference import columns_from_positions, lines_to_offsets
 
@@ -24,6 +26,8 @@ _TOLERANCE = {
     torch.bfloat16: 1.6e-2,
     torch.float8_e4m3fn: 1e-1,
 }
+PADDING = 150
+"""Places of padding in the checks of a method: a whole tile and a part of a block."""
 
 
 def tolerance(dtype: torch.dtype) -> dict[str, float]:
@@ -232,43 +236,125 @@ def tiny_model(model_type: str = "llama", *, seed: int = 0, **options: object) -
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
+def lines_mask(
+    columns: Int[Tensor, " nv"], distances: Int[Tensor, " ns"], q_len: int, kv_len: int
+) -> Bool[Tensor, "L N"]:
+    """What the last `q_len` queries see of so many keys, given columns and distances: the columns,
+    and each block of 64 keys that a distance, or distance 0, passes through for a tile of 128
+    queries."""
+    begin = (kv_len - q_len) // TILE * TILE
+    size = -(-kv_len // TILE) * TILE
+    distance = torch.arange(begin, size)[:, None] - torch.arange(size)
+    named = torch.zeros(size, dtype=torch.bool)
+    named[distances] = named[0] = True
+    on_line = named[distance.clamp(min=0)] & (distance >= 0)
+    blocks = on_line.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, TILE)).any(dim=3).any(dim=1)
+    mask = blocks.repeat_interleave(TILE, 0).repeat_interleave(BLOCK, 1)
+    mask[:, columns] = True
+    return (mask & (distance >= 0))[kv_len - q_len - begin :][:q_len, :kv_len]
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Bool[Tensor, "B h L N"]) -> Tensor:
+    """Dense attention under a mask of 1, Hkv or H heads; rows that see nothing give 0."""
+    heads = q.shape[1]
+    k, v, mask = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v, mask))
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask).nan_to_num()
+
+
 def context_for(layout: Layout, heads: int, *, layer: int = 0, dim: int = 32) -> Context:
     """The context that an integration would hand to a method for such a call."""
     return Context(layout=layout, layer=layer, heads=tuple(range(heads)), scale=dim**-0.5)
 
 
-def check_method(method: Method, *, heads: int = 4, kv_heads: int = 2, length: int = 500) -> None:
-    """Raise AssertionError unless the method keeps what every method must keep.
+def check_method(
+    method: Method, *, heads: int = 4, kv_heads: int = 2, length: int = 500, layers: int = 2
+) -> None:
+    """Raise unless the method keeps what every method must keep.
 
-    Causal; every real row sees itself and position 0; nothing reads padding; the same call gives
-    the same index; batch rows do not see one another; left padding changes nothing; chunks that
-    start anywhere are served.
+    The index fits q and k; it is causal; every real row sees itself and position 0; nothing reads
+    padding; the same call gives the same index; batch rows do not see one another; padding at
+    either end changes nothing; chunks that start anywhere are served; attention over the index, but
+    for its samples, is dense attention under its mask. All this at `length` tokens in each of the
+    first `layers` layers, and at 300, 65 and 1 in the first.
+
+    Raises:
+        AssertionError: the index does not keep one of these.
+        ValueError: it was built for other heads or lengths, or its lists are not well formed.
     """
-    q, k, _ = random_qkv(heads, kv_heads, length, batch=2)
-    alone = _mask(method, q[:1], k[:1])
+    cases = [(length, layer) for layer in range(layers)] + [(size, 0) for size in (300, 65, 1)]
+    for size, layer in cases:
+        q, k, v = random_qkv(heads, kv_heads, size, batch=2)
+        where = f"at {size} tokens in layer {layer}"
+        # first, since it copies what a method could write to
+        _check_attention(method, q, k, v, layer, where)
+        _check_prompt(method, q, k, layer, where)
+        _check_chunks(method, q, k, layer, where)
+
+
+def _check_prompt(method: Method, q: Tensor, k: Tensor, layer: int, where: str) -> None:
+    length = q.shape[2]
+    alone = _index(method, q[:1], k[:1], layer).to_dense_mask()
     rows = torch.arange(length)
-    assert not bool(alone.triu(1).any()), "the index is not causal"
-    assert bool(alone[..., rows, rows].all()), "a row does not see itself"
-    assert bool(alone[..., 0].all()), "a row does not see position 0"
-    assert bool((_mask(method, q[:1], k[:1]) == alone).all()), "two equal calls differ"
-    pair = _mask(method, q, k)
-    assert bool((pair[:1] == alone).all()), "a batch row depends on another"
-    pad = 37
-    padded_q, padded_k = (torch.nn.functional.pad(x[:1], (0, 0, pad, 0), value=9.0) for x in (q, k))
-    padded = _mask(method, padded_q, padded_k, left_padding=(pad,))
-    assert bool((padded[..., pad:, pad:] == alone).all()), "left padding changes the index"
-    assert not bool(padded[..., :pad].any()), "padding is attended to"
-    for rows_left in (1, 129, length - 1):
-        chunk = _mask(method, q[:1, :, -rows_left:], k[:1])
-        own = torch.arange(length - rows_left, length)
-        assert not bool(chunk.triu(1 + length - rows_left).any()), "a chunk is not causal"
-        assert bool(chunk[..., own - own[0], own].all()), "a chunk's row does not see itself"
+    assert not bool(alone.triu(1).any()), f"the index is not causal {where}"
+    assert bool(alone[..., rows, rows].all()), f"a row does not see itself {where}"
+    assert bool(alone[..., 0].all()), f"a row does not see position 0 {where}"
+    again = _index(method, q[:1], k[:1], layer).to_dense_mask()
+    assert torch.equal(again, alone), f"two equal calls differ {where}"
+    pair = _index(method, q, k, layer).to_dense_mask()
+    assert torch.equal(pair[:1], alone), f"a batch row depends on another {where}"
+    for side, left, right in (("left", PADDING, 0), ("right", 0, PADDING)):
+        padded_q, padded_k = (_pad(x[:1], left, right) for x in (q, k))
+        padded = _index(method, padded_q, padded_k, layer, (left,), (right,)).to_dense_mask()
+        real = padded[..., left : left + length, left : left + length]
+        assert torch.equal(real, alone), f"{side} padding changes the index {where}"
+        assert int(padded.sum()) == int(real.sum()), f"{side} padding is attended to {where}"
 
 
-def _mask(method: Method, q: Tensor, k: Tensor, *, left_padding: tuple[int, ...] = ()) -> Tensor:
-    layout = layout_of(q, k, left_padding=left_padding)
-    index = method.build_index(q, k, context_for(layout, q.shape[1], dim=q.shape[-1]))
+def _check_chunks(method: Method, q: Tensor, k: Tensor, layer: int, where: str) -> None:
+    length = q.shape[2]
+    for rows in (rows for rows in (1, 129, length - 1) if 0 < rows < length):
+        chunk = _index(method, q[:1, :, -rows:], k[:1], layer).to_dense_mask()
+        before = length - rows
+        own = torch.arange(rows)
+        assert not bool(chunk.triu(1 + before).any()), f"a chunk is not causal {where}"
+        assert bool(chunk[..., own, before + own].all()), (
+            f"a chunk's row does not see itself {where}"
+        )
+
+
+def _check_attention(
+    method: Method, q: Tensor, k: Tensor, v: Tensor, layer: int, where: str
+) -> None:
+    q, k, v = (torch.cat([_pad(x[:1], PADDING, 0), _pad(x[1:], 0, PADDING)]) for x in (q, k, v))
+    seen_q, seen_k = q.clone(), k.clone()
+    index = replace(_index(method, seen_q, seen_k, layer, (PADDING, 0), (0, PADDING)), samples=0)
+    bound = tolerance(q.dtype)
+    torch.testing.assert_close(
+        sparse_attention(seen_q, seen_k, v, index, impl="torch"),
+        masked_attention(q, k, v, index.to_dense_mask()),
+        atol=bound["atol"],
+        rtol=bound["rtol"],
+        msg=lambda told: f"attention is not that under the index's mask {where}: {told}",
+    )
+
+
+def _pad(x: Tensor, left: int, right: int) -> Tensor:
+    return pad(x, (0, 0, left, right), value=9.0)
+
+
+def _index(
+    method: Method,
+    q: Tensor,
+    k: Tensor,
+    layer: int,
+    left_padding: tuple[int, ...] = (),
+    right_padding: tuple[int, ...] = (),
+) -> SparseIndex:
+    layout = layout_of(q, k, left_padding=left_padding, right_padding=right_padding)
+    context = context_for(layout, q.shape[1], layer=layer, dim=q.shape[-1])
+    index = method.build_index(q, k, context)
     if index is None:
-        index = dense_index(layout, q.shape[1])
+        return dense_index(layout, q.shape[1])
+    check_index(q, k, index)
     index.check()
-    return index.to_dense_mask()
+    return index

@@ -1,14 +1,24 @@
 """Every method keeps what a method must keep, and each does what its name says."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 import torch
 
 from minference import methods
+from minference.errors import UnsupportedError
 from minference.head_patterns import HeadPatterns, default_patterns
 from minference.methods import Method
-from minference.ops.build import a_shape_index
+from minference.ops.build import a_shape_index, tri_shape_index
 from minference.patterns import AShape, BlockSparse, Dense, TriShape, VerticalSlash
-from minference.testing import check_method, context_for, layout_of, random_qkv
+from minference.testing import (
+    check_method,
+    context_for,
+    layout_of,
+    lines_mask,
+    random_qkv,
+)
 
 MIXED = HeadPatterns(
     patterns=(
@@ -28,11 +38,22 @@ ALL: dict[str, Method] = {
     "minference-lines": methods.MInference(patterns=MIXED, selection="lines"),
     "static": methods.Static(patterns=MIXED),
 }
+ELSEWHERE = {
+    "flexprefill": "test_flexprefill.py",
+    "grouped": "test_grouped.py",
+    "xattention": "test_xattention.py",
+}
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_method_keeps_the_contract(name: str) -> None:
-    check_method(ALL[name])
+    check_method(ALL[name], layers=3)
+
+
+def test_every_method_is_held_to_the_contract() -> None:
+    assert set(methods._OWN) == {method.name for method in ALL.values()} | ELSEWHERE.keys()
+    for file in ELSEWHERE.values():
+        assert "check_method(" in Path(__file__).with_name(file).read_text()
 
 
 def index_of(method: Method, length: int = 1000, layer: int = 0):  # noqa: ANN201
@@ -45,9 +66,34 @@ def test_every_pattern_reaches_its_head() -> None:
     index, layout = index_of(methods.MInference(patterns=MIXED))
     mask = index.to_dense_mask()[0]
     assert torch.equal(mask[1], a_shape_index(layout, (10,), (100,)).to_dense_mask()[0, 0])
-    assert int(mask[2, -1].sum()) <= 3 * 64
+    tri_shape = tri_shape_index(layout, (5,), (80,), (50,)).to_dense_mask()[0, 0]
+    assert torch.equal(mask[3], tri_shape)
     assert bool(mask[3, -50:].sum(dim=-1).eq(torch.arange(951, 1001)).all())
+    alone, _ = index_of(methods.MInference(patterns=default_patterns(1, 4, VerticalSlash(40, 60))))
+    assert torch.equal(mask[0], alone.to_dense_mask()[0, 0])
     assert index.head_density()[0, 0] < 1
+
+
+@pytest.mark.parametrize(("topk", "blocks"), [(3, 3), (2, 2), (1, 2)])
+def test_a_block_sparse_head_keeps_its_budget_to_the_diagonal(topk: int, blocks: int) -> None:
+    index, _ = index_of(methods.MInference(patterns=default_patterns(1, 4, BlockSparse(topk))))
+    rows = torch.arange(1000)
+    kept = (rows // 64).clamp(max=blocks - 1) * 64 + rows % 64 + 1
+    assert torch.equal(index.to_dense_mask()[0].sum(dim=-1), kept.expand(4, -1))
+
+
+def test_blocks_of_other_sizes_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"blocks of 64 keys, .* use BlockSparse\(20\)"):
+        methods.MInference(patterns=default_patterns(1, 4, BlockSparse(10, 128)))
+
+
+def test_a_method_has_a_name() -> None:
+    class Nameless(Method):
+        def build_index(self, q, k, context):  # noqa: ANN001, ANN202
+            return None
+
+    with pytest.raises(TypeError, match="Nameless has no name; set `name: ClassVar"):
+        Nameless()
 
 
 def test_layer_of_dense_heads_asks_for_dense_attention() -> None:
@@ -61,13 +107,15 @@ def test_dense_heads_beside_sparse_ones_are_complete() -> None:
 
 
 def test_budget_length_scales_budgets_down_only() -> None:
-    patterns = default_patterns(1, 4)
-    context_length = 1000
-    scaled = methods.MInference(patterns=patterns, budget_length=10_000)
-    plain = methods.MInference(patterns=patterns.scaled(0.1))
-    shorter = methods.MInference(patterns=patterns, budget_length=10)
-    assert index_of(scaled, context_length)[0].density() == index_of(plain)[0].density()
-    assert index_of(shorter)[0].density() == 1.0
+    def mask_of(slash: int, budget_length: int | None = None) -> torch.Tensor:
+        patterns = default_patterns(1, 4, VerticalSlash(slash, slash))
+        method = methods.MInference(patterns=patterns, budget_length=budget_length)
+        return index_of(method)[0].to_dense_mask()
+
+    scaled = mask_of(100)
+    assert not torch.equal(scaled, mask_of(1000))
+    assert torch.equal(mask_of(1000, budget_length=10_000), scaled)
+    assert torch.equal(mask_of(100, budget_length=10), scaled)
 
 
 def test_lines_cover_more_than_the_budget() -> None:
@@ -75,6 +123,25 @@ def test_lines_cover_more_than_the_budget() -> None:
     budget = index_of(methods.MInference(patterns=table), 4000)[0].density()
     lines = index_of(methods.MInference(patterns=table, selection="lines"), 4000)[0].density()
     assert budget < lines
+
+
+@pytest.mark.parametrize(
+    ("method", "distances", "band"),
+    [
+        (methods.Dilated1(), range(0, 8192, 2), 8192),
+        (methods.Dilated2(), [*range(2048), *range(2048, 6143, 2)], 6143),
+    ],
+    ids=["dilated1", "dilated2"],
+)
+def test_dilated_methods_compute_the_blocks_of_their_lines(
+    method: Method, distances: Sequence[int], band: int
+) -> None:
+    q, k, _ = random_qkv(1, 1, 300, 9500, dim=1)
+    index = method.build_index(q, k, context_for(layout_of(q, k), 1))
+    mask = index.to_dense_mask()[0, 0]
+    assert torch.equal(mask, lines_mask(torch.arange(1024), torch.tensor(distances), 300, 9500))
+    distance = torch.arange(9200, 9500)[:, None] - torch.arange(9500)
+    assert bool(mask[(distance >= 0) & (distance < band)].all())
 
 
 def test_static_lines_come_from_the_first_prompt() -> None:

@@ -36,8 +36,8 @@ class MInference(Method):
         patterns: the pattern of every layer and head.
         selection: "budget" spends at most ceil(2 s / 64) + 3 block offsets on s slashes, those of
             most mass; "lines" covers each of the s best distances, as published, whatever it costs.
-        budget_length: context length that the budgets are meant for; shorter contexts get budgets
-            in proportion. None keeps them as they are.
+        budget_length: context length that the budgets are meant for; shorter contexts, padding
+            counted, get budgets in proportion. None keeps them as they are.
     """
 
     name: ClassVar[str] = "minference"

@@ -78,7 +78,7 @@ def test_fp8_changes_sparse_layers_a_little(model: torch.nn.Module) -> None:
     with attach(model, FULL, precision="fp8"):
         fp8 = logits(model)
     error = (fp8 - native).norm() / native.norm()
-    assert 1e-3 < error < 0.5
+    assert 0.1 < error < 0.3
     with attach(model, FULL, precision="fp8", starting_layer=4):
         torch.testing.assert_close(logits(model), native, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="unknown precision 'int8'"):

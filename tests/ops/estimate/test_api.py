@@ -39,6 +39,13 @@ def test_torch_matches_reference_when_padded(softcap: float) -> None:
         torch.testing.assert_close(got, want)
 
 
+def test_an_unknown_implementation_is_refused() -> None:
+    q, k, _ = random_qkv(2, 1, 100)
+    layout = layout_of(q, k)
+    with pytest.raises(ValueError, match="unknown impl 'foo'"):
+        last_query_lines(q, k, layout.first, layout.stop, impl="foo")
+
+
 def test_offset_masses_count_the_pairs_of_each_block() -> None:
     slashes = torch.rand(1, 1, 300)
     masses = distances_to_offsets(slashes)[0, 0]

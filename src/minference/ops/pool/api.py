@@ -8,6 +8,7 @@ from torch import Tensor
 
 from minference.index import BLOCK, TILE, Ragged, device_ints
 from minference.ops.checks import check_qkv
+from minference.ops.pool.reference import ENDS
 
 SCORES = 1 << 24
 """Scores held at a time."""
@@ -37,7 +38,7 @@ def pooled_block_lists(
         k: keys.
         first: buffer place of each batch row's first real key.
         stop: buffer place after its last real key.
-        budgets: key blocks of each of `heads`.
+        budgets: key blocks of each of `heads`; with `keep_ends` at least two.
         heads: query heads to choose blocks for; all unless given.
         keep_ends: always choose the diagonal block and block 0.
 
@@ -46,7 +47,8 @@ def pooled_block_lists(
     """
     check_qkv(q, k)
     own = list(range(q.shape[1]) if heads is None else heads)
-    return Ragged(*_pooled_block_lists(q, k, first, stop, list(budgets), own, keep_ends))
+    most = [max(x, ENDS) if keep_ends else x for x in budgets]
+    return Ragged(*_pooled_block_lists(q, k, first, stop, most, own, keep_ends))
 
 
 @torch.library.custom_op("minference::pooled_block_lists", mutates_args=())

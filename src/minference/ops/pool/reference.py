@@ -10,6 +10,9 @@ from torch import Tensor
 
 from minference.index import BLOCK
 
+ENDS = 2
+"""Blocks of a row that are chosen whatever their scores: its own and block 0."""
+
 
 def block_means(x: Float[Tensor, "P D"]) -> Float[Tensor, "blocks D"]:
     """Mean of each 64 rows from position 0; missing rows of the last block count as zeros."""
@@ -22,10 +25,12 @@ def best_blocks(
 ) -> list[Int[Tensor, " n"]]:
     """For each 64-row block of one head's whole prompt, its `topk` causal key blocks, ascending.
 
-    With `keep_ends` the row's own block and block 0 are always among them. Ties go to the smaller
+    With `keep_ends` the row's own block and block 0 are always among them, so that there are at
+    least two where there can be. Ties go to the smaller
     block.
     """
     scores = block_means(q) @ block_means(k).T
+    topk = max(topk, ENDS) if keep_ends else topk
     chosen = []
     for row, row_scores in enumerate(scores):
         causal = row_scores[: row + 1].clone()
