@@ -18,6 +18,18 @@ def test_grouped_keeps_the_contract() -> None:
     check_method(Grouped())
 
 
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 1), (100, 100), (128, 128), (100, 900)])
+# the interpreter of Triton 3.6 turns arrays of one element into numbers
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+def test_short_calls_are_served_by_triton(q_len: int, kv_len: int, device: torch.device) -> None:
+    q, k, _ = random_qkv(4, 2, q_len, kv_len, dim=64, device=device)
+    context = context_for(layout_of(q, k), 4, dim=64)
+    expected, got = (
+        Grouped().build_index(q, k, replace(context, impl=impl)) for impl in ("torch", "triton")
+    )
+    assert torch.equal(got.to_dense_mask(), expected.to_dense_mask())
+
+
 def test_every_block_with_more_than_the_rest_of_a_sampled_row_is_kept() -> None:
     lines = [Lines(torch.tensor([70, 700]), torch.arange(4))] * 2
     q, k, _ = planted_qkv(lines, 3000, kv_heads=1)

@@ -31,6 +31,28 @@ def test_build_applies_options() -> None:
     assert set(minference.patterns.counts()) == {VerticalSlash(100, 800)}
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grouped:mass=abc", "mass must be a finite number, got 'abc'"),
+        ("grouped:most=1.5", "most must be a whole number, got 1.5"),
+        ("grouped:samples=true", "samples must be a whole number, got True"),
+        ("flexprefill:tau=nan", "tau must be a finite number, got nan"),
+        ("xattention:stride=8.0", "stride must be a whole number, got 8.0"),
+        ("minference:budget_length=a", "budget_length must be a whole number, got 'a'"),
+        ("dilated1:min_seq_len=inf", "min_seq_len must be a whole number, got inf"),
+    ],
+)
+def test_an_option_that_is_no_such_number_is_refused(text: str, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        build_method(parse_method(text), tiny_model("llama").config)
+
+
+def test_an_option_is_given_once() -> None:
+    with pytest.raises(ValueError, match="option 'mass' of method 'grouped' must be given once"):
+        parse_method("grouped:mass=.9,mass=.5")
+
+
 @pytest.mark.parametrize("text", ["", "dense,dense", "nonsense", "a_shape:local"])
 def test_parse_refuses(text: str) -> None:
     with pytest.raises(ValueError, match=r"method"):

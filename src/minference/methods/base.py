@@ -4,9 +4,10 @@ A new method is one file: a frozen dataclass with a `name` and a `build_index`, 
 through the entry point group `minference.methods`.
 """
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -59,6 +60,8 @@ class Method(ABC):
                 f"{type(self).__name__} has no name; set `name: ClassVar[str]`, by which it is "
                 "asked for and recorded"
             )
+        for own in fields(self):
+            _check_number(own, getattr(self, own.name))
         if self.min_seq_len is not None and self.min_seq_len < 0:
             raise ValueError(
                 f"min_seq_len must be None or at least 0 tokens, got {self.min_seq_len}"
@@ -74,3 +77,16 @@ class Method(ABC):
         self, q: Float[Tensor, "B H L D"], k: Float[Tensor, "B Hkv N D"], context: Context
     ) -> SparseIndex | None:
         """The index of this call, or None where the method asks for dense attention."""
+
+
+def _check_number(own: Field[Any], value: object) -> None:
+    """Raises TypeError where a field that holds a number got something else."""
+    kind = own.type.__name__ if isinstance(own.type, type) else str(own.type)
+    if value is None and kind in ("int | None", "float | None"):
+        return
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if kind in ("int", "int | None") and not whole:
+        raise TypeError(f"{own.name} must be a whole number, got {value!r}")
+    finite = whole or (isinstance(value, float) and math.isfinite(value))
+    if kind in ("float", "float | None") and not finite:
+        raise TypeError(f"{own.name} must be a finite number, got {value!r}")

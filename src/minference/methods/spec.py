@@ -37,13 +37,15 @@ def parse_method(text: str) -> MethodSpec:
     text = text.strip()
     name, _, rest = text.partition(":")
     valid = _options(get_method(name))
-    options = []
+    options: list[tuple[str, str]] = []
     for piece in filter(None, rest.split(",")):
         key, equals, value = (part.strip() for part in piece.partition("="))
         if not equals or not key or not value:
             raise ValueError(f"option {piece!r} of method {name!r} must read key=value")
         if key not in valid:
             raise unknown_name(f"option of {name!r}", key, valid)
+        if key in dict(options):
+            raise ValueError(f"option {key!r} of method {name!r} must be given once, got {text!r}")
         options.append((key, value))
     return MethodSpec(text, name, tuple(options))
 

@@ -6,6 +6,21 @@ from torch import Tensor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
+def check_sinks(q: Tensor, sinks: object) -> None:
+    """Raise ValueError unless there is one logit a query head, on the queries' device."""
+    if sinks is None:
+        return
+    got = type(sinks).__name__
+    if isinstance(sinks, Tensor):
+        if sinks.shape == q.shape[1:2] and sinks.device == q.device:
+            return
+        got = f"shape {list(sinks.shape)} on {sinks.device}"
+    raise ValueError(
+        f"sinks must be a tensor of shape [{q.shape[1]}], a logit a query head, on {q.device}, got "
+        f"{got}"
+    )
+
+
 def check_qkv(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
     """Raise ValueError unless the tensors can be attended with: what, expected, got, remedy."""
     named = {"q": q, "k": k} | ({} if v is None else {"v": v})

@@ -1,13 +1,19 @@
 """Every CPU implementation against the oracle, the oracle against SDPA under the dense mask."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from minference.errors import UnsupportedError
+from minference.index import Ragged
 from minference.ops.attention.api import sparse_attention
-from minference.ops.build import dense_index
-from minference.testing import layout_of, mixed_index, random_qkv, tolerance
+from minference.ops.attention.dense import dense_attention
+from minference.ops.build import assemble, dense_index
+from minference.testing import layout_of, masked_attention, mixed_index, random_qkv, tolerance
+
+LOOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 SHAPES = [
     (1, 1),
@@ -95,6 +101,35 @@ def test_sinks_take_part_in_the_softmax() -> None:
     with_sink = torch.cat([sinks[None, :, None, None].expand(1, 4, 100, 1), scores], dim=-1)
     torch.testing.assert_close(out, with_sink.softmax(dim=-1)[..., 1:] @ v)
     torch.testing.assert_close(lse, with_sink.logsumexp(dim=-1))
+
+
+@pytest.mark.parametrize("sinks", [torch.zeros(4, 1), torch.zeros(1), torch.zeros(3), 1.0])
+def test_sinks_of_another_shape_are_refused(sinks: object) -> None:
+    q, k, v = random_qkv(4, 2, 100)
+    index = dense_index(layout_of(q, k), 4)
+    match = r"sinks must be a tensor of shape \[4\], a logit a query head, on cpu, got"
+    for attend in (partial(sparse_attention, index=index), dense_attention):
+        with pytest.raises(ValueError, match=match):
+            attend(q, k, v, sinks=sinks)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch", "triton"])
+@pytest.mark.parametrize("half", [0, 1, 2])
+# the interpreter of Triton 3.6 turns arrays of one element into numbers
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+def test_rows_without_keys_give_zeros(impl: str, half: int, device: torch.device) -> None:
+    q, k, v = random_qkv(2, 1, 300, dim=32, device=device)
+    layout = layout_of(q, k)
+    entries = torch.tensor([half], dtype=torch.int32, device=device)
+    count = torch.full((1, 2, 3), int(half > 0), dtype=torch.int32, device=device)
+    block0 = Ragged(entries, torch.zeros(1, 2, 3, dtype=torch.int64, device=device), count)
+    index = assemble(layout, 2, blocks=block0, group_tiles=1)
+    out, lse = sparse_attention(q, k, v, index, return_lse=True, impl=impl)
+    mask = index.to_dense_mask()
+    seen = mask.any(dim=-1)
+    assert 0 < int((~seen).sum()) == int((out == 0).all(dim=-1).sum())
+    torch.testing.assert_close(out, masked_attention(q, k, v, mask), **LOOSE)
+    assert torch.equal(lse == -torch.inf, ~seen)
 
 
 def test_scale_is_honoured() -> None:

@@ -64,3 +64,22 @@ def test_a_chunk_finds_what_the_whole_prompt_finds(
     for h in range(4):
         for tile in range(3, 8):
             assert torch.equal(chunk.row(0, h, tile - 3), whole.row(0, h, tile))
+
+
+def test_padding_that_is_no_number_changes_nothing() -> None:
+    q, k, _ = random_qkv(2, 1, 600)
+    layout = layout_of(q, k, left_padding=(70,), right_padding=(30,))
+    expected = api.pooled_block_lists(q, k, layout.first, layout.stop, (3, 2))
+    for x in (q, k):
+        x[:, :, :70] = x[:, :, -30:] = torch.nan
+    got = api.pooled_block_lists(q, k, layout.first, layout.stop, (3, 2))
+    assert torch.equal(got.count, expected.count)
+    assert torch.equal(got.values, expected.values)
+
+
+def test_a_query_that_is_no_number_leaves_its_block_some_keys() -> None:
+    q, k, _ = random_qkv(1, 1, 300)
+    q[0, 0, 299] = torch.nan
+    layout = layout_of(q, k)
+    lists = api.pooled_block_lists(q, k, layout.first, layout.stop, (3,), keep_ends=False)
+    assert int(lists.count.min()) >= 1

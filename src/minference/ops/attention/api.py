@@ -9,7 +9,7 @@ from torch import Tensor
 from minference.index import SparseIndex
 from minference.ops._dispatch import resolve_impl
 from minference.ops.attention.fp8 import check_precision, product_dtype
-from minference.ops.checks import check_qkv
+from minference.ops.checks import check_qkv, check_sinks
 
 
 @overload
@@ -83,6 +83,7 @@ def sparse_attention(
     """
     check_qkv(q, k, v)
     check_index(q, k, index)
+    check_sinks(q, sinks)
     check_precision(precision)
     fp8 = precision == "fp8"
     name = resolve_impl(impl, q.device, product_dtype(precision, q.dtype), q.shape[-1])

@@ -22,6 +22,7 @@ from minference.ops._triton import capability
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.fp8 import check_precision
 from minference.ops.build import Layout, dense_index
+from minference.ops.checks import check_sinks
 
 HALVES = (torch.float16, torch.bfloat16)
 ROWS = 1024
@@ -85,6 +86,7 @@ def dense_attention(
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     check_precision(precision)
+    check_sinks(q, sinks)
     if precision == "fp8":
         if mask is not None or dropout:
             raise UnsupportedError(

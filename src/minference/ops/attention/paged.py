@@ -8,6 +8,7 @@ from minference.errors import UnsupportedError
 from minference.index import SparseIndex
 from minference.ops._dispatch import resolve_impl, why_not_triton
 from minference.ops.attention.api import check_index, with_sinks
+from minference.ops.checks import check_sinks
 
 MIN_PAGE = 16
 
@@ -45,6 +46,7 @@ def paged_sparse_attention(
         UnsupportedError: an explicit impl that cannot serve the call.
     """
     _check(q, k_cache, v_cache, block_table, index)
+    check_sinks(q, sinks)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     out, lse = torch.ops.minference.paged_sparse_attention(
         q, k_cache, v_cache, block_table, index.tensors(), index.kv_len, factor, softcap,

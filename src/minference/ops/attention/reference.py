@@ -20,7 +20,8 @@ def sparse_attention(
 ) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"]]:
     """Attention over the index's keys in float32, and its log-sum-exp (natural logarithm).
 
-    Rows that are padding give 0 and -inf. With fp8, q, k, v and the weights are rounded to e4m3.
+    Rows that are padding, or have no key, give 0 and -inf. With fp8, q, k, v and the weights are
+    rounded to e4m3.
     """
     batch, heads, q_len, _ = q.shape
     dtype = q.dtype
@@ -43,6 +44,6 @@ def sparse_attention(
                     scores = softcap * torch.tanh(scores / softcap)
                 scores = scores.masked_fill(~mask, -torch.inf)
                 lse[b, h, here] = scores.logsumexp(dim=-1)
-                weights = scores.softmax(dim=-1)
+                weights = scores.softmax(dim=-1).masked_fill(~mask.any(dim=-1)[:, None], 0.0)
                 out[b, h, here] = (round_weights(weights) if fp8 else weights) @ values
     return out.to(dtype), lse

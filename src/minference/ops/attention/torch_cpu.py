@@ -43,7 +43,7 @@ class _Scratch:
     def gather(self, name: str, source: Float[Tensor, "N D"], keys: Int[Tensor, "T n"]) -> Tensor:
         rows = self.take(name, keys.numel(), source.shape[1])
         torch.index_select(source, 0, keys.flatten(), out=rows)
-        return rows.view(*keys.shape, -1)
+        return rows.view(*keys.shape, source.shape[1])
 
 
 def _packed(flags: Bool[Tensor, "T n"], *, right: bool) -> tuple[Tensor, Bool[Tensor, "T most"]]:
@@ -125,6 +125,19 @@ def _hide(
         scores[..., part].masked_fill_(far, -torch.inf)
 
 
+def _see_nothing(
+    keys: Int[Tensor, "T n"],
+    queries: Int[Tensor, "T rows"],
+    doubtful: slice,
+    window: int,
+    sink: int,
+) -> Bool[Tensor, "T 1 rows 1"]:
+    """Rows from which causality, window and sink hide every key."""
+    scores = torch.zeros(len(keys), 1, queries.shape[1], keys.shape[1])
+    _hide(scores, keys, queries, doubtful, window, sink)
+    return (scores == -torch.inf).all(dim=-1, keepdim=True)
+
+
 def _chunks(rows: range) -> Iterator[tuple[range, range]]:
     """Runs of at most DECODED tiles and the rows that each of their tiles has; a tile of which
     `rows` holds a part comes alone."""
@@ -177,7 +190,8 @@ def sparse_attention(
 ) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"] | None]:
     """Attention over the index's keys in float32; on request its log-sum-exp (natural logarithm).
 
-    Rows that are padding give 0 and -inf. With fp8, q, k, v and the weights are rounded to e4m3.
+    Rows that are padding, or have no key, give 0 and -inf. With fp8, q, k, v and the weights are
+    rounded to e4m3.
     """
     batch, heads, q_len, _ = q.shape
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
@@ -216,6 +230,8 @@ def _attend(
     b, h = place
     shift, window, sink = index.query_start(b), int(index.window[h]), int(index.sink[h])
     for queries, keys, doubtful in _batches(index, b, h, len(q)):
+        if not keys.shape[1]:
+            continue
         at, there = (queries - shift).flatten(), keys.clamp(max=len(k) - 1)
         asked = q.index_select(1, at).view(len(q), *queries.shape, -1).transpose(0, 1)
         scores = scratch.take("scores", *asked.shape[:3], keys.shape[1])
@@ -229,6 +245,8 @@ def _attend(
             total = scores.logsumexp(dim=-1).transpose(0, 1)
             lse.index_copy_(1, at, total.flatten(1))
         torch.softmax(flat, dim=-1, out=flat)
+        if bool(flat[..., 0].isnan().any()):
+            scores.masked_fill_(_see_nothing(keys, queries, doubtful, window, sink), 0.0)
         if fp8:
             round_weights(flat)
         threshold(flat, TINY, 0.0, inplace=True)

@@ -92,12 +92,15 @@ def grouped_blocks(
             *limits, NB=width, **fixed, num_warps=min(32, max(4, width // 256)),
         )  # fmt: skip
     return (
-        Ragged(values, _starts(tuple(count.shape), room, q.device), count),
-        Ragged(wider, _starts(tuple(number.shape), wider_room, q.device), number),
+        Ragged(values, _starts("tiles", tuple(count.shape), room, q.device), count),
+        Ragged(wider, _starts("groups", tuple(number.shape), wider_room, q.device), number),
     )
 
 
 @lru_cache(maxsize=64)
-def _starts(shape: tuple[int, ...], room: int, device: torch.device) -> Int[Tensor, "B Hkv lists"]:
-    """Where lists of equal room begin, kept so that a call costs no launch for them."""
+def _starts(
+    lists: str, shape: tuple[int, ...], room: int, device: torch.device
+) -> Int[Tensor, "B Hkv lists"]:
+    """Where lists of equal room begin, kept so that a call costs no launch for them; a tensor for
+    each kind of lists, since what an operator returns must not be the same twice."""
     return torch.arange(0, math.prod(shape) * room, room, device=device).view(shape)

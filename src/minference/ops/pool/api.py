@@ -124,7 +124,7 @@ def _pool(
     some = max(1, POOLED // (len(row) * x.shape[2]))
     means = []
     for at in range(0, len(heads), some):
-        gathered = _of(x, heads[at : at + some]).index_select(1, row) * real
+        gathered = _of(x, heads[at : at + some]).index_select(1, row).masked_fill(~real, 0)
         means.append(gathered.unflatten(1, (blocks, BLOCK)).mean(dim=2, dtype=torch.float32))
     return torch.cat(means)
 
@@ -149,7 +149,8 @@ def _tile_lists(
         row = first_row + torch.arange(begin, begin + part.shape[1], device=q.device)[:, None]
         reach = min(blocks, most_first + begin + part.shape[1])
         column = torch.arange(reach, device=q.device)
-        scores = part @ k[:, :reach].mT
+        # a row that is no number would choose nothing, and then look like one that attends to zeros
+        scores = (part @ k[:, :reach].mT).nan_to_num_(nan=torch.inf)
         if keep_ends:
             scores.masked_fill_((column == 0) | (column == row), torch.inf)
         causal = column <= row
