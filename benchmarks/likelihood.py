@@ -85,8 +85,9 @@ class Prompt:
         places = torch.cat([self.answers, self.text])
         how = {"use_cache": False, "logits_to_keep": places, "recall_rows": 0}
         read = prefill(model, method, self.tokens, **how)
-        logs = read.logits.float().log_softmax(-1).split([len(self.answers), len(self.text)])
-        return Thoughts(*logs, read.layers.density)
+        logs = read.logits.float().log_softmax(-1)
+        answers, text = logs.split([len(self.answers), len(self.text)])
+        return Thoughts(answers, text, read.layers.density)
 
     def compare(self, own: Thoughts, dense: Thoughts) -> Compared:
         sizes = [z - a for a, z in self.spans]

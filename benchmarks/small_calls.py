@@ -162,9 +162,9 @@ def main() -> None:
     layers = captured(max(given.contexts))
     for shape, context in itertools.product(given.shapes, given.contexts):
         heads, kv_heads, dim = map(int, shape.split("x"))
-        q, k, v = shaped(
-            [tuple(x[:, :, -context:] for x in one) for one in layers], heads, kv_heads, dim
-        )
+        last = slice(-context, None)
+        parts = [(q[:, :, last], k[:, :, last], v[:, :, last]) for q, k, v in layers]
+        q, k, v = shaped(parts, heads, kv_heads, dim)
         for chunk in given.chunks:
             if chunk >= context:
                 continue

@@ -85,7 +85,8 @@ def kernel_records(
     index = planted_index(case, layout_of(q, k))
     # what measuring the density adds to a layer of a step that is measured
     sampled = measure(lambda: torch.tensor(sampled_density(index)), device)
-    yield {"op": "sampled_density", **shape.to_dict(), "impl": "torch"} | sampled.to_dict()
+    base: Record = {"op": "sampled_density", **shape.to_dict(), "impl": "torch"}
+    yield base | sampled.to_dict()
     for impl in impls:
         common = {**shape.to_dict(), "case": case.name, "impl": impl}
         error = gate_error(q, k, v, sparse_attention(q, k, v, index, impl=impl), index)
@@ -140,8 +141,8 @@ def backend_records(shape: Shape, impls: list[str], workspace: int) -> Iterator[
     for impl in impls:
         counters = Counters(lambda line: None, publish=False)
         options = Options(impl=impl, workspace_mib=workspace >> 20)
-        runtime = Runtime(options, method, 0, False, counters)
-        layer = LayerPrefill(runtime, 0, tuple(range(shape.heads)), shape.dim**-0.5)
+        runtime = Runtime(options, method, 0, 0, False, counters)
+        layer = LayerPrefill(runtime, 0, tuple(range(shape.heads)), shape.dim, shape.dim**-0.5)
 
         def step(layer: LayerPrefill = layer) -> Tensor:
             rows = batch_rows(starts, lengths)

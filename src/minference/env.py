@@ -1,4 +1,4 @@
-"""The five environment variables, parsed in one place and read at each call. Floor 0."""
+"""The five environment variables, parsed in one place; nothing is kept here. Floor 0."""
 
 from __future__ import annotations
 
