@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from minference.cli import app
 from minference.cli import eval as command
 from minference.eval.runner import Subject
+from minference.head_patterns import default_patterns
+from minference.patterns import AShape, Dense
 from minference.testing import tiny_model
 
 RUN = ["--tasks", "niah", "--lengths", "1k", "--samples", "2"]
@@ -38,6 +40,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(command, "_load", load)
     monkeypatch.setattr(command, "_tokenizer", lambda name: Bytes())
+    monkeypatch.setattr(command, "_token_limit", lambda name: 16_384)
     return names
 
 
@@ -89,7 +92,7 @@ def test_the_default_model_is_missed_by_name(
 ) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    for load in (lambda name: command._load(name, None), command._tokenizer):
+    for load in (lambda name: command._load(name, None), command._tokenizer, command._token_limit):
         with pytest.raises(ValueError, match="'models/needle' of the repository is not here"):
             load(command.DEFAULT_MODEL)
 
@@ -106,7 +109,10 @@ def test_the_default_model_is_missed_by_name(
         (["--samples", "0"], "samples must be at least 1"),
         (["--depths", "0"], "depths must be at least 1"),
         (["--lengths", "4k,64"], "with 1 questions does not fit into length 64"),
+        (["--lengths", "1k,10m"], "at most the 16384 tokens that the model takes, got 10485760"),
         (["-o", __file__], "results cannot be written to"),
+        (["--device", "foo"], "device 'foo' cannot be used: "),
+        (["--device", "cuda:99"], "device 'cuda:99' cannot be used: "),
     ],
 )
 def test_bad_input_is_named_before_the_model_is_loaded(
@@ -116,6 +122,35 @@ def test_bad_input_is_named_before_the_model_is_loaded(
     assert isinstance(result.exception, ValueError)
     assert message in str(result.exception)
     assert loaded == []
+
+
+def test_a_negative_count_of_workers_is_refused_before_the_model_is_loaded(
+    loaded: list[str],
+) -> None:
+    result = CliRunner().invoke(command.app, [*RUN, "--workers", "-3"])
+    assert result.exit_code == 2
+    assert "Invalid value for '--workers'" in result.output
+    assert loaded == []
+
+
+def test_the_token_limit_is_that_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, tiny_folder: str
+) -> None:
+    monkeypatch.undo()
+    assert command._token_limit(tiny_folder) == 4096
+
+
+def test_a_changed_table_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    table, out = tmp_path / "tab.json", tmp_path / "out"
+    options = [*RUN, "--methods", f"minference:patterns={table}", "-o", str(out), "--quiet"]
+    default_patterns(4, 4, Dense()).save(table)
+    assert CliRunner().invoke(command.app, options).exit_code == 0
+    kept = (out / "samples.jsonl").read_text()
+    default_patterns(4, 4, AShape(1, 1)).save(table)
+    again = CliRunner().invoke(command.app, options)
+    assert isinstance(again.exception, ValueError)
+    assert "name another folder with -o" in str(again.exception)
+    assert (out / "samples.jsonl").read_text() == kept
 
 
 def test_a_refused_value_is_named_before_any_prompt(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     model.set_attn_implementation("sdpa")
     monkeypatch.setattr(command, "_load", lambda name, device: Subject(name, model, Bytes()))
     monkeypatch.setattr(command, "_tokenizer", lambda name: Bytes())
+    monkeypatch.setattr(command, "_token_limit", lambda name: None)
 
 
 def invoke(*words: object) -> str:
@@ -63,6 +64,20 @@ def test_pg19_reads_a_folder_by_length(tmp_path: Path) -> None:
     shown = invoke("pg19", "tiny", tmp_path / "books", *METHODS, *options, "--json")
     found = [(s["length"], s["method"], s["measure"]) for s in json.loads(shown)["scores"]]
     assert found == [(n, m, "bits_per_byte") for n in (256, 1024) for m in METHODS[1].split(",", 1)]
+
+
+@pytest.mark.parametrize(
+    "words", [["pg19", "tiny", ".", "--books"], ["infinitebench", "tiny", "passkey", "--samples"]]
+)
+def test_counts_below_1_are_refused(words: list[str]) -> None:
+    done = CliRunner().invoke(command.app, [*words, "0"])
+    assert done.exit_code == 2
+    assert f"Invalid value for '{words[-1]}'" in done.output
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device 'foo' cannot be used"):
+        invoke("pg19", "tiny", tmp_path, "--device", "foo")
 
 
 def test_kinds_of_results_lie_in_one_folder(tmp_path: Path) -> None:

@@ -35,3 +35,22 @@ def test_pictures_need_a_page(results: Path) -> None:
     done = CliRunner().invoke(command.app, ["report", str(results), "--pictures", "png"])
     assert isinstance(done.exception, ValueError)
     assert "-o report.html" in str(done.exception)
+
+
+@pytest.mark.parametrize("text", ["# A page\n\nof text\n", "", "\x00\n"])
+def test_a_file_without_results_is_one_error(
+    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "page.md").write_text(text)
+    done = CliRunner().invoke(command.app, ["report", str(tmp_path / "page.md")])
+    assert isinstance(done.exception, ValueError)
+    assert "page.md' must hold results of `minference eval`, got none" in str(done.exception)
+    assert caplog.text == ""
+
+
+def test_places_that_cannot_be_written_are_refused_beforehand(results: Path) -> None:
+    for options in (["-o", str(results)], ["-o", str(results / "a"), "--pictures", __file__]):
+        done = CliRunner().invoke(command.app, ["report", str(results), *options])
+        assert isinstance(done.exception, ValueError)
+        assert "cannot be written" in str(done.exception)
+    assert not (results / "a").exists()

@@ -1,5 +1,6 @@
 """Perplexity of a folder of texts: the numbers against the model's own loss, and going on."""
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from minference.eval.items import run_items
 from minference.eval.pg19 import KIND, perplexity_table, read_book, read_books
+from minference.eval.records import FILE_NAME
 from minference.eval.runner import Subject
 from minference.methods import AShape, Dense
 from minference.methods.spec import parse_methods
@@ -55,6 +57,11 @@ def test_bad_folders_say_what_is_wrong(books: Path, subject: Subject, tmp_path: 
         read_books(books, subject, [800])
     with pytest.raises(ValueError, match="at least 2 tokens"):
         read_books(books, subject, [1])
+    with pytest.raises(ValueError, match="books must be at least 1, got 0"):
+        read_books(books, subject, [100], books=0)
+    (books / "latin.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt' must be text in UTF-8"):
+        read_books(books, subject, [100])
 
 
 def test_perplexity_is_the_models_own_loss(books: Path, subject: Subject) -> None:
@@ -108,6 +115,30 @@ def test_a_run_goes_on_and_sums_up(books: Path, subject: Subject, tmp_path: Path
     assert table[4].startswith(f"| pg19 | 300 | 2 | `dense` | {math.exp(mean):.3f} |")
     byte = [sum(r["bits_per_byte"] for r in records.of(KIND) if _is(r, s.label)) / 2 for s in SPECS]
     assert f" {byte[1] - byte[0]:+.3f} (" in table[5]
+
+
+def test_a_changed_book_is_not_taken_for_the_old_one(
+    books: Path, subject: Subject, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    run_items(subject, SPECS, read_books(books, subject, [200]), folder, read_book, kind=KIND)
+    kept = (folder / FILE_NAME).read_text()
+    (books / "test/1.txt").write_text("z" * 400)
+    changed = read_books(books, subject, [200])
+    with pytest.raises(ValueError, match=r"item 'test/1\.txt' of pg19 at 200 tokens with other"):
+        run_items(subject, SPECS, changed, folder, read_book, kind=KIND)
+    assert (folder / FILE_NAME).read_text() == kept
+
+
+def test_results_without_a_hash_of_their_item_are_gone_on_with(
+    books: Path, subject: Subject, tmp_path: Path
+) -> None:
+    items, path = read_books(books, subject, [200]), tmp_path / "out" / FILE_NAME
+    records = run_items(subject, SPECS, items, path.parent, read_book, kind=KIND)
+    old = [{k: r[k] for k in r if k != "content"} for r in records.lines]
+    path.write_text("".join(json.dumps(r) + "\n" for r in old))
+    again = run_items(subject, SPECS, items, path.parent, read_book, kind=KIND)
+    assert len(list(again.of(KIND))) == len(list(records.of(KIND)))
 
 
 def _is(record: dict[str, object], method: str) -> bool:

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from minference.cli.eval_datasets import infinitebench, pg19, ruler
+from minference.cli.outputs import check_writable
 from minference.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ def run(
     ),
     device: str | None = typer.Option(None, help="Default: cuda where there is one."),
     workers: int | None = typer.Option(
-        None, help="Processes that write prompts; by default up to 8 beside a GPU, else none."
+        None,
+        min=0,
+        help="Processes that write prompts; by default up to 8 beside a GPU, else none.",
     ),
     as_json: bool = typer.Option(False, "--json", help="Scores as one JSON object."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
@@ -87,8 +90,10 @@ def run(
             split=split,  # type: ignore[arg-type]
         )
     )
+    check_device(device)
     make_folder(Path(output))
-    check_cells(cells, measure_of(_tokenizer(model)))
+    limit = _token_limit(model)
+    check_cells(cells, measure_of(_tokenizer(model)), limit)
     subject = _load(model, device)
     records = run_cells(
         subject,
@@ -117,11 +122,14 @@ def report(
     """Print the table of results that lie in a folder, or write them as one HTML page."""
     from minference.eval.records import FILE_NAME, Records
 
+    if output is None and pictures is not None:
+        raise ValueError("--pictures needs the page that they belong to: give -o report.html")
+    for written in (output, pictures and pictures / "picture.png"):
+        if written is not None:
+            check_writable(written)
     path = Path(folder)
     records = Records.read(path / FILE_NAME if path.is_dir() else path)
     if output is None:
-        if pictures is not None:
-            raise ValueError("--pictures needs the page that they belong to: give -o report.html")
         _show(records, as_json)
         return
     from minference.eval.html import write_report
@@ -168,6 +176,27 @@ def _tokenizer(name: str) -> Any:  # noqa: ANN401
 
     _check_shipped(name)
     return load_tokenizer(name)
+
+
+def _token_limit(name: str) -> int | None:
+    from minference.integrations.transformers.load import load_config
+
+    _check_shipped(name)
+    text = load_config(name).get_text_config(decoder=True)
+    return getattr(text, "max_position_embeddings", None)
+
+
+def check_device(device: str | None) -> None:
+    """Raises ValueError unless a tensor can be put there, which is tried."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device {device!r} cannot be used: {reason}; name cpu, or cuda where there is a GPU"
+        ) from error
 
 
 def _check_shipped(name: str) -> None:

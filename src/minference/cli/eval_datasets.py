@@ -34,7 +34,9 @@ def infinitebench(
     length: Annotated[
         str, typer.Option(help="Tokens of a prompt; longer ones lose their middle.")
     ] = "128k",
-    samples: Annotated[int | None, typer.Option(help="The first so many of each source.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="The first so many of each source.")
+    ] = None,
     output: Output = Path("out/eval"),
     device: Device = None,
     as_json: AsJson = False,
@@ -58,7 +60,9 @@ def pg19(
     folder: Annotated[Path, typer.Argument(help="Folder of *.txt files, as PG-19 comes.")],
     methods: Methods = "dense,minference",
     lengths: Annotated[str, typer.Option(help="Tokens, comma-separated.")] = "4k,8k,16k,32k",
-    books: Annotated[int | None, typer.Option(help="The first so many of each length.")] = None,
+    books: Annotated[
+        int | None, typer.Option(min=1, help="The first so many of each length.")
+    ] = None,
     output: Output = Path("out/eval"),
     device: Device = None,
     as_json: AsJson = False,
@@ -82,7 +86,7 @@ def ruler(
     tasks: Annotated[str, typer.Option(help="ruler, niah or lm-eval's names.")] = "niah",
     methods: Methods = "dense,minference",
     lengths: Annotated[str, typer.Option(help="Tokens, comma-separated.")] = "4k",
-    samples: Annotated[int, typer.Option(help="Samples for each task and length.")] = 25,
+    samples: Annotated[int, typer.Option(min=1, help="Samples for each task and length.")] = 25,
     output: Output = Path("out/eval"),
     device: Device = None,
     as_json: AsJson = False,
@@ -114,6 +118,7 @@ def _show(records: Records, kind: str, as_json: bool) -> None:
 def _subject(model: str, device: str | None) -> Subject:
     from minference.cli import eval as shared
 
+    shared.check_device(device)
     return shared._load(model, device)
 
 

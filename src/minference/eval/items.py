@@ -12,8 +12,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from minference.eval.facts import check_same, content_hash, run_facts
 from minference.eval.records import Record, Records, key_of
-from minference.eval.runner import Progress, Subject, check_same_model, run_facts
+from minference.eval.runner import Progress, Subject
 from minference.eval.statistics import Difference, paired_difference
 from minference.eval.tables import ALL, BASELINE
 from minference.methods import Method, Static
@@ -86,12 +87,15 @@ def run_items(
         progress: called with (items done, items in all, what comes next).
 
     Raises:
-        ValueError: the folder holds results of another model.
+        ValueError: the folder holds results of another model, of another method of the same label
+            or of another item of the same name, or a method refuses its options.
     """
-    records = Records.open(folder)
-    check_same_model(records, subject.name)
+    records, facts = Records.open(folder), run_facts(subject, specs, command)
+    check_same(records, facts)
+    hashes = {(i.task, i.length, i.index): content_hash(i.content) for i in items}
+    _check_same_items(records, kind, hashes)
     done = records.done(kind)
-    records.append([run_facts(subject, list(specs), command)])
+    records.append([facts])
     methods: dict[tuple[str, int, str], Method] = {}
     for number, item in enumerate(items):
         if progress:
@@ -107,6 +111,7 @@ def run_items(
                 if isinstance(methods[place], Static):
                     own = [i for i in items if (i.task, i.length) == place[:2]]
                     read(subject, methods[place], own[-1])
+            line["content"] = hashes[item.task, item.length, item.index]
             records.append([line | read(subject, methods[place], item)])
     if progress:
         progress(len(items), len(items), "done")
@@ -153,6 +158,21 @@ def item_table(
         cells += [_share(found), "-" if found.seconds is None else f"{found.seconds:.2f} s"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _check_same_items(
+    records: Records, kind: str, hashes: Mapping[tuple[str, int, int | str], str]
+) -> None:
+    """Raises ValueError where a folder holds results of an item that now has other content."""
+    for record in records.of(kind):
+        task, length, index = record["task"], record["length"], record["index"]
+        then, now = record.get("content"), hashes.get((task, length, index))
+        if then and now and then != now:
+            raise ValueError(
+                f"{records.path} holds results of item {index!r} of {task} at {length} tokens with "
+                "other content than it has now (that of generated items depends on --samples); "
+                "name another folder with -o"
+            )
 
 
 def _interval(found: Difference | None, *, sign: str = "") -> str:

@@ -40,19 +40,22 @@ def read_books(
 
     Raises:
         FileNotFoundError: no such folder, or no text file in it.
-        ValueError: no book fills the shortest length, or a length is below 2.
+        ValueError: no book fills the shortest length, one is not UTF-8, a length is below 2 or
+            books below 1.
     """
     paths = sorted(folder.rglob("*.txt"))
     if not paths:
         raise FileNotFoundError(f"no *.txt file in {str(folder)!r}; give the folder of the books")
     if min(lengths) < 2:
         raise ValueError(f"a length must be at least 2 tokens, got {min(lengths)}")
+    if books is not None and books < 1:
+        raise ValueError(f"books must be at least 1, got {books}; leave it out to read all")
     found: dict[int, list[Item]] = {length: [] for length in sorted(set(lengths))}
     longest = 0
     for path in paths:
         if all(len(items) == books for items in found.values()):
             break
-        ids = encode(subject.tokenizer, path.read_text(encoding="utf-8"), start=True)
+        ids = encode(subject.tokenizer, _text_of(path), start=True)
         longest = max(longest, len(ids))
         name = path.relative_to(folder).as_posix()
         for length, items in found.items():
@@ -67,6 +70,15 @@ def read_books(
     if short:
         get_logger(__name__).warning("no book fills %s tokens", ", ".join(map(str, short)))
     return [item for items in found.values() for item in items]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"book {str(path)!r} must be text in UTF-8: {error}; convert it or move it elsewhere"
+        ) from error
 
 
 @torch.inference_mode()

@@ -75,14 +75,25 @@ def draw(order: tuple[object, ...], measure: Measure = len) -> Sample:
     )
 
 
-def check_cells(cells: Iterable[Cell], measure: Measure) -> None:
+def check_cells(cells: Iterable[Cell], measure: Measure, limit: int | None = None) -> None:
     """Draws the shortest first prompt of every task: what does not fit is said before any work.
 
+    Args:
+        cells: what will be asked.
+        measure: counts the tokens of a text.
+        limit: tokens that the model takes, where its configuration says so.
+
     Raises:
-        ValueError: a length too short for a task's prompt.
+        ValueError: a length too short for a task's prompt, or too long for the model.
     """
     shortest: dict[str, Cell] = {}
     for cell in sorted(cells, key=lambda cell: cell.length):
+        if limit is not None and cell.length > limit:
+            raise ValueError(
+                f"a length must be at most the {limit} tokens that the model takes, got "
+                f"{cell.length}; ask for shorter prompts, or raise max_position_embeddings in its "
+                "configuration if it was made for more"
+            )
         shortest.setdefault(cell.task, cell)
     for cell in shortest.values():
         draw(cell.order(0), measure)

@@ -45,9 +45,11 @@ class Records:
         and what they held is asked again.
         """
         path = make_folder(folder) / FILE_NAME
-        records = cls.read(path) if path.exists() else cls(path)
-        if path.exists():
-            _set_tail_aside(path)
+        if not path.exists():
+            return cls(path)
+        records = _parse(path)
+        _warn(records)
+        _set_tail_aside(path)
         return records
 
     @classmethod
@@ -56,23 +58,16 @@ class Records:
 
         Raises:
             FileNotFoundError: there is no such file.
+            ValueError: no line of it is a result.
         """
-        records = cls(path)
-        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode())
-                if not isinstance(record, dict) or "record" not in record:
-                    raise ValueError("no object with 'record'")
-            except ValueError as error:
-                records.broken.append((number, str(error)))
-                continue
-            records.lines += unpack(record) if record["record"] == "cell" else [record]
-        for number, why in records.broken:
-            get_logger(__name__).warning(
-                "%s, line %d cannot be read (%s); its sample is asked again", path, number, why
+        records = _parse(path)
+        if not records.lines:
+            why = "line {}: {}".format(*records.broken[0]) if records.broken else "it is empty"
+            raise ValueError(
+                f"{str(path)!r} must hold results of `minference eval`, got none ({why}); name a "
+                f"folder that it wrote, or its {FILE_NAME}"
             )
+        _warn(records)
         return records
 
     def of(self, kind: str) -> Iterator[Record]:
@@ -109,6 +104,29 @@ def make_folder(folder: Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise ValueError(f"results cannot be written to {str(folder)!r}: not yours to write")
     return folder
+
+
+def _parse(path: Path) -> Records:
+    records = Records(path)
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode())
+            if not isinstance(record, dict) or "record" not in record:
+                raise ValueError("no object with 'record'")
+        except ValueError as error:
+            records.broken.append((number, str(error)))
+            continue
+        records.lines += unpack(record) if record["record"] == "cell" else [record]
+    return records
+
+
+def _warn(records: Records) -> None:
+    for number, why in records.broken:
+        get_logger(__name__).warning(
+            "%s, line %d cannot be read (%s); its sample is asked again", records.path, number, why
+        )
 
 
 def _set_tail_aside(path: Path) -> None:

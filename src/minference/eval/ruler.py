@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from minference.errors import require, unknown_name
+from minference.eval.facts import check_same, run_facts
 from minference.eval.items import item_table
 from minference.eval.records import Record, Records, key_of
-from minference.eval.runner import Progress, Subject, check_same_model, run_facts
+from minference.eval.runner import Progress, Subject
 from minference.eval.tasks.haystack import NOISE, prose
 from minference.json_files import write_text
 from minference.methods.spec import MethodSpec
@@ -91,12 +92,13 @@ def run_ruler(
 
     Raises:
         MissingDependencyError: lm-eval is not installed.
-        ValueError: the folder holds results of another model.
+        ValueError: the folder holds results of another model or of another method of the same
+            label, or a method refuses its options.
     """
     require("lm_eval", "lm-eval")
-    records = Records.open(folder)
-    check_same_model(records, subject.name)
-    records.append([run_facts(subject, list(specs), command)])
+    records, facts = Records.open(folder), run_facts(subject, specs, command)
+    check_same(records, facts)
+    records.append([facts])
     done = records.done(KIND)
     todo = [(t, n, spec) for n in sorted(set(lengths)) for t in tasks for spec in specs]
     for number, (task, length, spec) in enumerate(todo):

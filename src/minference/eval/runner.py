@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import minference
+from minference.eval.facts import check_same, run_facts
 from minference.eval.plan import Cell, draw, draw_all
 from minference.eval.records import Record, Records, key_of
 from minference.eval.scoring import Reading, encode, read_sample
@@ -80,12 +77,11 @@ def run_cells(
         workers: processes that write prompts ahead of the model; 0 writes them in turn.
 
     Raises:
-        ValueError: the folder holds results of another model, or a method refuses its options.
+        ValueError: the folder holds results of another model or of another method of the same
+            label, or a method refuses its options.
     """
-    records = Records.open(folder)
-    check_same_model(records, subject.name)
-    for spec in specs:
-        build_method(spec, subject.model.config)  # what it refuses is said before any work
+    records, facts = Records.open(folder), run_facts(subject, specs, command)
+    check_same(records, facts)
     todo = [(cell, seed) for cell in cells for seed in range(cell.prompts)]
     done = records.done()
     work = [
@@ -93,7 +89,7 @@ def run_cells(
         for cell, seed in todo
         if any((missing := {s: _missing(cell, seed, s.label, done) for s in specs}).values())
     ]
-    records.append([run_facts(subject, specs, command)])
+    records.append([facts])
     measure = subject.measure()
     methods: dict[tuple[Cell, str], Method] = {}
     samples = draw_all([cell.order(seed) for cell, seed, _ in work], measure, workers)
@@ -167,30 +163,3 @@ def _lines(
             line |= {"correct": int(outcome.correct), "answer": question.answer}
             lines.append(line if outcome.correct else line | {"got": outcome.got})
     return lines
-
-
-def run_facts(subject: Subject, specs: list[MethodSpec], command: str) -> Record:
-    """The record of a run: model, methods, machine and versions."""
-    device = subject.model.device
-    on_gpu = device.type == "cuda"
-    return {
-        "record": "run",
-        "model": subject.name,
-        "methods": [spec.label for spec in specs],
-        "command": command,
-        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu {platform.machine()}",
-        "dtype": str(subject.model.dtype).removeprefix("torch."),
-        "minference": minference.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def check_same_model(records: Records, name: str) -> None:
-    """Raises ValueError where a folder holds results of another model."""
-    others = {record["model"] for record in records.of("run")} - {name}
-    if others:
-        raise ValueError(
-            f"{records.path} holds results of {', '.join(sorted(others))}, not of {name!r}; give "
-            "each model a folder of its own"
-        )

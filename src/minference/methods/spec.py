@@ -139,8 +139,9 @@ def fitting_patterns(config: Any) -> HeadPatterns:  # noqa: ANN401
     patterns = HeadPatterns.for_shape(layers, config.num_attention_heads, kind)
     if patterns.provenance.model is None:
         warn_once(
-            f"no searched patterns for this {kind} of {layers} layers: every head gets the "
-            "default pattern; `minference search MODEL` finds better"
+            f"no published patterns for this {kind} of {layers} layers: every head gets the "
+            "default pattern; `minference search MODEL` finds better, `patterns=FILE` takes what "
+            "it found"
         )
     return patterns
 

@@ -70,6 +70,15 @@ def test_files_and_generated_tasks_are_sources(tmp_path: Path, subject: Subject)
         read_sources(["math_find"], subject, 600)
 
 
+def test_generated_examples_of_another_count_are_not_taken_for_the_old_ones(
+    tmp_path: Path, subject: Subject
+) -> None:
+    few, more = (read_sources(["passkey"], subject, 600, samples=n) for n in (3, 5))
+    run_items(subject, SPECS[:1], few, tmp_path, answer_example, kind=KIND)
+    with pytest.raises(ValueError, match="item 1 of passkey at 600 tokens with other content"):
+        run_items(subject, SPECS[:1], more, tmp_path, answer_example, kind=KIND)
+
+
 def test_a_run_goes_on_and_is_summed_up(tmp_path: Path, subject: Subject) -> None:
     items = read_sources(["passkey"], subject, 600, samples=3)
     run_items(subject, SPECS, items[:1], tmp_path, answer_example, kind=KIND)
