@@ -287,6 +287,7 @@ def test_mixed_batches_are_never_captured_and_prefixes_never_shared() -> None:
         ("cache_config", "cache_dtype", "fp8_e4m3", "quantised KV cache"),
         ("cache_config", "cache_dtype", "int4_per_token_head", "quantised KV cache"),
         ("cache_config", "cache_dtype", "ultraquant_4bit", "quantised KV cache"),
+        ("cache_config", "cache_dtype", "float16", "float16 beside a model of bfloat16"),
         ("model_config", "use_mla", True, "MLA"),
         ("parallel_config", "decode_context_parallel_size", 2, "context parallelism"),
         ("parallel_config", "prefill_context_parallel_size", 2, "context parallelism"),
@@ -299,7 +300,7 @@ def test_engines_that_would_be_wrong_are_refused(
 
     config = SimpleNamespace(
         cache_config=SimpleNamespace(cache_dtype="auto"),
-        model_config=SimpleNamespace(use_mla=False),
+        model_config=SimpleNamespace(use_mla=False, dtype=torch.bfloat16),
         parallel_config=SimpleNamespace(
             decode_context_parallel_size=1, prefill_context_parallel_size=1
         ),
@@ -320,6 +321,29 @@ def test_the_thresholds_are_those_of_all_hosts() -> None:
         assert least(method, "cuda") == expected
     assert least(methods.AShape(min_seq_len=5), "cuda") == (5, 0)
     assert least(methods.Dense(), "cuda")[0] > 1 << 40
+
+
+def test_layers_that_draft_and_those_below_the_first_are_left_alone(calls: list[Any]) -> None:
+    _, impl = layer_with(calls, EVERYTHING)
+    options, recorder = Options(starting_layer=1), impl.runtime.recorder
+    impl.runtime = Runtime(options, EVERYTHING, 0, 0, False, recorder, layers=3)
+    served = [impl.serves(f"model.layers.{n}.self_attn.attn") for n in range(5)]
+    assert served == [False, True, True, False, False]
+    assert not impl.serves("draft_model.model.layers.1.self_attn.attn")
+    impl.sliding_window = (127, 0)
+    assert not impl.serves("model.layers.1.self_attn.attn")
+
+
+def test_a_scheduler_is_known_by_name_class_and_base() -> None:
+    from minference.integrations.vllm.launch import SCHEDULERS, _is_ours
+    from minference.integrations.vllm.scheduler import IsolatingAsyncScheduler, IsolatingScheduler
+
+    class Own(IsolatingScheduler):
+        pass
+
+    ours = (*SCHEDULERS.values(), IsolatingScheduler, IsolatingAsyncScheduler, Own)
+    assert all(_is_ours(x) for x in ours)
+    assert not any(_is_ours(x) for x in (None, "vllm.Scheduler", IsolatingScheduler.__mro__[2]))
 
 
 def test_captured_graphs_cannot_be_attached_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,9 +99,10 @@ def test_the_users_call(llm: LLM, prompts: list[str], stock: list[list[int]]) ->
     pytest.importorskip("minference.integrations.transformers", reason="the facade is not there")
     from minference import MInference
 
-    served = MInference("vllm", llm.model_config.model, min_seq_len=1024)(llm)
-    assert served is llm
     # the default budgets cover prompts of this length, so nothing may change
+    patterns = default_patterns(6, 8)
+    served = MInference("vllm", "needle", min_seq_len=1024, patterns=patterns)(llm)
+    assert served is llm
     assert [ids for ids, _ in greedy(served, prompts)] == stock
     assert implementations(llm) == {"SparseCPUImpl"}
     assert served.minference.stats()[0]["density"] == 1.0
@@ -125,14 +126,72 @@ def test_needles_at_16k(llm: LLM, caplog: pytest.LogCaptureFixture) -> None:
     assert totals["density"] < 0.5
 
 
-def test_two_methods_do_not_share_an_engine(llm: LLM) -> None:
+def test_two_methods_do_not_share_an_engine(llm: LLM, prompts: list[str]) -> None:
     from minference.integrations.vllm import attach_llm
 
-    with (
-        attach_llm(llm, EVERYTHING),
-        pytest.raises(UnsupportedError, match="detach it first"),
-    ):
-        attach_llm(llm, "a_shape")
+    with attach_llm(llm, EVERYTHING) as handle:
+        with pytest.raises(UnsupportedError, match="detach it first"):
+            attach_llm(llm, "a_shape")
+        assert implementations(llm) == {"SparseCPUImpl"}
+        greedy(llm, prompts, tokens=1)
+        assert handle.stats()[0]["chunks"] > 0
+    assert implementations(llm) == {"CPUAttentionBackendImpl"}
+
+
+def test_grouped_serves_chunks(llm: LLM, prompts: list[str], stock: list[list[int]]) -> None:
+    from minference.integrations.vllm import attach_llm
+
+    with attach_llm(llm, methods.Grouped(mass=1.0, most=1 << 10, min_seq_len=0)) as handle:
+        assert handle.layers == 6
+        assert [ids for ids, _ in greedy(llm, prompts)] == stock
+    with attach_llm(llm, "grouped", min_seq_len=2048) as handle:
+        greedy(llm, prompts, tokens=1)
+        assert 0 < handle.stats()[0]["density"] < 1
+
+
+def test_a_running_request_keeps_its_attention(llm: LLM, prompts: list[str]) -> None:
+    from vllm import SamplingParams
+
+    from minference.integrations.vllm import attach_llm
+
+    handle = attach_llm(llm, EVERYTHING)
+    llm.llm_engine.add_request("one", prompts[0], SamplingParams(temperature=0, max_tokens=64))
+    for _ in range(3):
+        llm.llm_engine.step()
+    with pytest.raises(UnsupportedError, match="still runs requests"):
+        handle.detach()
+    assert implementations(llm) == {"SparseCPUImpl"}
+    llm.llm_engine.abort_request(["one"])
+    while llm.llm_engine.has_unfinished_requests():
+        llm.llm_engine.step()
+    handle.detach()
+    assert implementations(llm) == {"CPUAttentionBackendImpl"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "message"),
+    [
+        ({"MINFERENCE_DISABLE": "maybe"}, {}, "MINFERENCE_DISABLE"),
+        ({"MINFERENCE_IMPL": "bogus"}, {}, "bogus"),
+        ({}, {"impl": "hopper"}, "impl='hopper' cannot run here"),
+        ({}, {"starting_layer": 6}, "starting_layer must be below the model's 6 layers, got 6"),
+        ({}, {"patterns": 3}, "option patterns must be a file, an id or a table, got 3"),
+    ],
+)
+def test_what_would_stop_the_first_prompt_is_refused(
+    llm: LLM,
+    variables: dict[str, str],
+    options: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from minference.integrations.vllm import attach_llm
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises((ValueError, UnsupportedError), match=message):
+        attach_llm(llm, "minference", **options)
+    assert implementations(llm) == {"CPUAttentionBackendImpl"}
 
 
 @pytest.mark.parametrize(

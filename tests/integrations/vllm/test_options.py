@@ -19,7 +19,7 @@ MODEL = Model(names=("some/model",), model_type="qwen3", layers=2, heads=4)
 def test_nothing_asked_means_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MINFERENCE_CONFIG", raising=False)
     assert asked_options({}, custom_backend=False) is None
-    assert asked_options({"minference": False}, custom_backend=False) is None
+    assert asked_options({"minference": False}, custom_backend=True) is None
     assert asked_options({"other": 1}, custom_backend=True) == Options()
 
 

@@ -30,6 +30,7 @@ def test_configured_engines_serve_and_isolate(
     settings |= {"distributed_executor_backend": "uni"}
     options = {"method": "a_shape", "local": 1 << 20, "min_seq_len": 0, "min_chunk": 16}
     options["workspace_mib"] = 1  # one of the two KV heads at a time
+    stock = LLM(**settings)  # once an engine stands, vLLM keeps the variables that it has read
     llm = LLM(**settings, additional_config={"minference": options})
     layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context.values()
     own = ids(llm, prompts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -47,6 +48,8 @@ class Whole(Request):
 
 class Broken(Method):
     """Fails in every call."""
+
+    name: ClassVar[str] = "broken"
 
     def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex | None:
         raise RuntimeError("broken on purpose")

@@ -11,7 +11,7 @@ from minference.head_patterns import HeadPatterns, get_support_models
 from minference.integrations.transformers.attach import attach, check_shape
 from minference.log import warn_once
 from minference.methods.base import Method
-from minference.methods.spec import fitting_patterns, named_method
+from minference.methods.spec import fitting_patterns, named_method, takes_patterns
 
 _PLAIN = ("dense", "hf", "minference_with_dense")
 
@@ -75,6 +75,12 @@ class MInference:
         """As calling it."""
         if self.attn_type == "vllm":
             return self._patch_vllm(model)
+        if not hasattr(model, "config"):
+            raise TypeError(
+                f"MInference({self.attn_type!r}) expects a model of transformers, got "
+                f"{type(model).__name__}; a vllm.LLM takes MInference('vllm', name), or attach_llm"
+                f"(llm, {self.attn_type!r})"
+            )
         plain = self.attn_type in _PLAIN
         if plain and not self.kv_cache_cpu:
             return model
@@ -105,13 +111,14 @@ class MInference:
     def _patch_vllm(self, llm: Any) -> Any:  # noqa: ANN401
         from minference.integrations.vllm import attach_llm
 
+        if self.kv_cache_cpu:
+            raise UnsupportedError("kv_cache_cpu=True is for transformers; vLLM has cpu_offload_gb")
         settings = dict(self.options)
+        method = settings.pop("method", "minference")
         # without a table of that name, the vLLM side looks up the served model's patterns
         known = self.model_name in get_support_models()
         source = self.config_path or (self.model_name if known else None)
-        if source is not None:
+        if source is not None and takes_patterns(methods.get_method(method)):
             settings.setdefault("patterns", source)
-        llm.minference = attach_llm(
-            llm, "minference", starting_layer=self.starting_layer, **settings
-        )
+        llm.minference = attach_llm(llm, method, starting_layer=self.starting_layer, **settings)
         return llm

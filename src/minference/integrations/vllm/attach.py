@@ -6,9 +6,12 @@ by vLLM's own collective_rpc, with a method name and plain values.
 
 from __future__ import annotations
 
+import inspect
+import os
 from typing import TYPE_CHECKING, Any
 
 from minference.errors import UnsupportedError
+from minference.head_patterns import HeadPatterns
 from minference.integrations.undo import Detachable
 from minference.integrations.vllm.options import Options
 from minference.methods import Method
@@ -29,10 +32,14 @@ class Handle(Detachable):
         self._attached = True
 
     def detach(self) -> None:
-        """Restores vLLM's own attention, and forgets cached prefixes. Twice is once."""
+        """Restores vLLM's own attention, and forgets cached prefixes. Twice is once.
+
+        Raises:
+            UnsupportedError: requests are running.
+        """
         if self._attached:
+            _forget_prefixes(self.llm)
             _call(self.llm, "minference_detach")
-            self.llm.reset_prefix_cache()
             self._attached = False
 
     def stats(self) -> list[dict[str, Any]]:
@@ -51,7 +58,9 @@ def attach_llm(
 ) -> Handle:
     """Serves the long prompts of a running `vllm.LLM` by a sparse method.
 
-    Cached prefixes are forgotten, since the other attention computed them.
+    Cached prefixes are forgotten, since the other attention computed them. An engine whose
+    scheduler fails single requests does so only if VLLM_COMPUTE_NANS_IN_LOGITS was 1 when it was
+    built; without it an error stops the engine.
 
     Args:
         llm: the engine, idle.
@@ -64,9 +73,10 @@ def attach_llm(
     Raises:
         TypeError: no `vllm.LLM`.
         ValueError: options that do not exist or do not fit the model.
-        UnsupportedError: an engine that cannot be served, and what to do.
+        UnsupportedError: an engine that cannot be served or is not idle, and what to do.
     """
-    if not hasattr(llm, "collective_rpc") or not hasattr(llm, "reset_prefix_cache"):
+    call = getattr(llm, "collective_rpc", None)
+    if inspect.iscoroutinefunction(call) or not (call and hasattr(llm, "reset_prefix_cache")):
         raise TypeError(
             f"attach_llm expects a vllm.LLM, got {type(llm).__name__}; for a server use the plugin "
             f"(vllm serve --additional-config), see docs/vllm.md"
@@ -77,20 +87,45 @@ def attach_llm(
             raise ValueError(f"give {sorted(settings)} to the method itself, not beside it")
         options = Options.from_method(method, **common)
     else:
+        settings = {name: _plain(value) for name, value in settings.items()}
         options = Options.from_dict({"method": method or "minference", **settings, **common})
+    _forget_prefixes(llm)
     replies = _call(llm, "minference_attach", options.to_dict())
     problems = [reply for reply in replies if "problem" in reply]
     if problems:
-        _call(llm, "minference_detach")
+        if not any(reply["attached"] for reply in problems):
+            _call(llm, "minference_detach")
         kinds = {"ValueError": ValueError, "TypeError": TypeError}
         raise kinds.get(problems[0]["kind"], UnsupportedError)(problems[0]["problem"])
-    llm.reset_prefix_cache()
-    return Handle(llm, sum(reply["served"] for reply in replies))
+    served = {name for reply in replies for name in reply["served"]}
+    if not served:
+        _call(llm, "minference_detach")
+        raise UnsupportedError(
+            "no layer of this model would be served: each has a sliding window, belongs to a draft "
+            f"or lies below starting_layer={starting_layer}"
+        )
+    return Handle(llm, len(served))
 
 
 def stats(llm: LLM) -> list[dict[str, Any]]:
     """What each worker of an engine served sparsely, attached or started with the plugin."""
     return _call(llm, "minference_stats")
+
+
+def _forget_prefixes(llm: LLM) -> None:
+    # older releases say nothing
+    if llm.reset_prefix_cache() is False:
+        raise UnsupportedError(
+            "this engine still runs requests, whose cached prefixes another attention would go on "
+            "with; let them finish, or abort them, first"
+        )
+
+
+def _plain(value: object) -> object:
+    """An option as it may travel to a worker."""
+    if isinstance(value, HeadPatterns):
+        return value.to_dict()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _call(llm: LLM, name: str, *args: Any) -> list[Any]:  # noqa: ANN401

@@ -6,16 +6,20 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+import torch
+from vllm import envs
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from minference import env
 from minference.errors import UnsupportedError
 from minference.integrations.vllm.metrics import Recorder
 from minference.integrations.vllm.options import Model, Options, asked_options
 from minference.integrations.vllm.prefill import Runtime
 from minference.methods import Dense, Method
 from minference.methods.thresholds import min_seq_len, min_work
+from minference.ops._dispatch import resolve_impl
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -69,22 +73,29 @@ def build_runtime(
         may_choose_scheduler: whether the scheduler is still to be made, in this very process.
     """
     refuse(config)
-    method = options.build(model_of(config))
+    _check_environment(config, options)
+    model = model_of(config)
+    method = options.build(model)
+    if options.starting_layer >= model.layers:
+        raise ValueError(
+            f"starting_layer must be below the model's {model.layers} layers, got "
+            f"{options.starting_layer}"
+        )
     if may_choose_scheduler and _same_process(config):
         schedule = config.scheduler_config
         if schedule.scheduler_cls is None:
             schedule.scheduler_cls = SCHEDULERS[bool(schedule.async_scheduling)]
-    isolate = config.scheduler_config.scheduler_cls in SCHEDULERS.values()
-    if isolate:
-        # read by the model runner at every step, and by workers before they cache their variables
-        os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
-    elif may_choose_scheduler:
-        _log.warning(
-            "an error inside sparse attention will stop the engine; to fail only its request, "
-            "add --scheduler-cls %s",
-            SCHEDULERS[bool(config.scheduler_config.async_scheduling)],
-        )
+    isolate = _isolates(config, starting=may_choose_scheduler)
     context, work = least(method, config.device_config.device_type)
+    longest = config.model_config.max_model_len
+    if longest < context < sys.maxsize:
+        _log.warning(
+            "method %r serves contexts of %d tokens and more, this engine holds %d: every prompt "
+            "stays dense unless min_seq_len is lower",
+            method.name,
+            context,
+            longest,
+        )
     _log.info(
         "sparse prefill by method %r for contexts of %d tokens and more%s",
         method.name,
@@ -94,22 +105,65 @@ def build_runtime(
     rank = get_tensor_model_parallel_rank()
     report = _log.info if rank == 0 else _log.debug
     recorder = Recorder(report, publish=rank == 0)
-    return Runtime(options, method, context, work, isolate, recorder)
+    return Runtime(options, method, context, work, isolate, recorder, model.layers)
 
 
 def refuse(config: VllmConfig) -> None:
     """Raises UnsupportedError for engines whose attention would be silently wrong."""
     cache = str(config.cache_config.cache_dtype)
+    dtype = str(config.model_config.dtype).removeprefix("torch.")
     parallel = config.parallel_config
     problem = None
     if cache not in PLAIN_CACHES:
         problem = f"a quantised KV cache ({cache}); use kv_cache_dtype='auto'"
+    elif cache not in ("auto", dtype):
+        problem = f"a KV cache of {cache} beside a model of {dtype}; use kv_cache_dtype='auto'"
     elif config.model_config.use_mla:
         problem = "multi-head latent attention (MLA); serve this model without minference"
     elif max(parallel.decode_context_parallel_size, _prefill_ranks(parallel)) > 1:
         problem = "context parallelism; use tensor or pipeline parallelism"
     if problem:
         raise UnsupportedError(f"minference cannot serve {problem}")
+
+
+def _check_environment(config: VllmConfig, options: Options) -> None:
+    """Raises now what would otherwise stop the engine at its first long prompt."""
+    env.disabled()
+    device = torch.device(config.device_config.device_type)
+    model = config.model_config
+    resolve_impl(options.impl, device, model.dtype, model.get_head_size())
+
+
+def _isolates(config: VllmConfig, *, starting: bool) -> bool:
+    """Whether an error may be turned into NaN rows: the scheduler must be one of ours, and the
+    model runner must count NaN logits."""
+    scheduler = config.scheduler_config.scheduler_cls
+    if not _is_ours(scheduler):
+        if starting:
+            _log.warning(
+                "an error inside sparse attention will stop the engine; to fail only its request, "
+                "add --scheduler-cls %s",
+                SCHEDULERS[bool(config.scheduler_config.async_scheduling)],
+            )
+        return False
+    if starting:
+        # workers read it when they start; an engine that this process built before has kept it
+        os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
+        getattr(envs, "disable_envs_cache", lambda: None)()
+    if not envs.VLLM_COMPUTE_NANS_IN_LOGITS:
+        _log.warning(
+            "an error inside sparse attention will stop the engine, which counts no NaN logits; "
+            "to fail only its request set VLLM_COMPUTE_NANS_IN_LOGITS=1 before it is built"
+        )
+        return False
+    return True
+
+
+def _is_ours(scheduler: str | type | None) -> bool:
+    if not isinstance(scheduler, type):
+        return scheduler in SCHEDULERS.values()
+    names = (f"{base.__module__}.{base.__qualname__}" for base in scheduler.__mro__)
+    return any(name in SCHEDULERS.values() for name in names)
 
 
 def model_of(config: VllmConfig) -> Model:

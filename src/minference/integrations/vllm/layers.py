@@ -55,9 +55,19 @@ class SparseLayer:
             info_once("layers with a sliding window keep vLLM's own attention")
             return None
         if self._own is None:
+            if not self.serves(layer.layer_name):
+                return None
             self._own = self._make(layer.layer_name)
             self.runtime.recorder.last_layer = _last_layer()
         return self._own
+
+    def serves(self, name: str) -> bool:
+        """Whether long rows of the layer of this name are served: full attention, of the model
+        itself. Layers that draft tokens go on counting behind the model's or say so."""
+        if self.runtime is None or self.attn_type != AttentionType.DECODER or self.window() >= 0:
+            return False
+        least, most = self.runtime.options.starting_layer, self.runtime.layers
+        return not name.startswith("draft_model.") and least <= extract_layer_index(name) < most
 
     def do_kv_cache_update(
         self,
@@ -106,8 +116,6 @@ def _last_layer() -> int:
     own = [
         extract_layer_index(name)
         for name, layer in layers
-        if isinstance(impl := getattr(layer, "impl", None), SparseLayer)
-        and impl.runtime is not None
-        and impl.window() < 0
+        if isinstance(impl := getattr(layer, "impl", None), SparseLayer) and impl.serves(name)
     ]
     return max(own)

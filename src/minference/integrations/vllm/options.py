@@ -124,7 +124,7 @@ def asked_options(additional: object, *, custom_backend: bool) -> Options | None
     """What a configuration asks for; None means that nothing was asked.
 
     Args:
-        additional: vLLM's additional config; its entry `minference` wins.
+        additional: vLLM's additional config; its entry `minference` wins, false for nothing.
         custom_backend: whether the attention backend CUSTOM was chosen, which asks for the
             defaults where no options are given.
 
@@ -132,8 +132,11 @@ def asked_options(additional: object, *, custom_backend: bool) -> Options | None
         FileNotFoundError: MINFERENCE_CONFIG names no file.
         TypeError, ValueError: options that do not exist, or bad values.
     """
-    if isinstance(additional, Mapping) and additional.get(KEY) not in (None, False):
-        return Options.from_dict(additional[KEY])
+    asked = additional.get(KEY) if isinstance(additional, Mapping) else None
+    if asked is False:
+        return None
+    if asked is not None:
+        return Options.from_dict(asked)
     path = env.config_path()
     if path is not None:
         return Options.from_dict(_read(path))
@@ -193,6 +196,14 @@ def _encode(method: Method) -> dict[str, Any]:
         ) from error
 
 
+def _read_patterns(value: object) -> HeadPatterns:
+    if isinstance(value, Mapping):
+        return HeadPatterns.from_dict(dict(value))
+    if not isinstance(value, str):
+        raise ValueError(f"option patterns must be a file, an id or a table, got {value!r}")
+    return HeadPatterns.from_pretrained(value)
+
+
 def _decode(name: str, settings: Mapping[str, Any], model: Model) -> Method:
     values: dict[str, Any] = {}
     for key, value in settings.items():
@@ -200,12 +211,7 @@ def _decode(name: str, settings: Mapping[str, Any], model: Model) -> Method:
             inner = {k: v for k, v in value.items() if k != "method"}
             values[key] = _decode(str(value["method"]), inner, model)
         elif key == "patterns" and value is not None:
-            given = isinstance(value, Mapping)
-            values[key] = (
-                HeadPatterns.from_dict(dict(value))
-                if given
-                else HeadPatterns.from_pretrained(value)
-            )
+            values[key] = _read_patterns(value)
         elif key != "patterns":
             values[key] = value
     try:

@@ -5,6 +5,7 @@ Needs no vLLM: a backend hands in queries, a way to read a request's context, an
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +41,7 @@ class Runtime:
         isolate: whether an error may be turned into NaN rows, because a scheduler is there that
             fails the requests whose logits are NaN; without it the error goes up.
         recorder: counts and logs.
+        layers: attention layers of the model; those behind them draft tokens.
     """
 
     options: Options
@@ -48,6 +50,7 @@ class Runtime:
     min_work: int
     isolate: bool
     recorder: Recorder
+    layers: int = sys.maxsize
     step: object = None
     poisoned: bool = False
     _serving: bool = False

@@ -29,14 +29,15 @@ class WorkerExtension:
         """Gives every full-attention layer of this worker sparse prefill.
 
         Returns:
-            The numbers of layers served and left alone, and a problem in words: a ValueError or
-            UnsupportedError of this worker, which the caller raises.
+            The names of the layers that are served; or a problem in words, which the caller raises,
+            its kind, and whether this worker was attached before and stays so.
         """
+        attached = _is_attached(self.vllm_config)
         try:
-            served, others = attach_layers(self.vllm_config, Options.from_dict(options))
+            return {"served": attach_layers(self.vllm_config, Options.from_dict(options))}
         except (ValueError, TypeError, UnsupportedError) as error:
-            return {"problem": str(error), "kind": type(error).__name__}
-        return {"served": served, "others": others}
+            kind = type(error).__name__
+            return {"problem": str(error), "kind": kind, "attached": attached}
 
     def minference_detach(self) -> int:
         """Puts the stock implementations back; the number of layers that had another."""
@@ -51,18 +52,24 @@ class WorkerExtension:
         return {}
 
 
-def attach_layers(config: Any, options: Options) -> tuple[int, int]:  # noqa: ANN401
-    """Replaces the implementations of the layers that can be served; how many, and how many not.
+def attach_layers(config: Any, options: Options) -> list[str]:  # noqa: ANN401
+    """Replaces the implementations of the layers that run the stock one; the names of those whose
+    long rows will be served.
 
     Raises:
         ValueError: options that do not fit the model.
         UnsupportedError: an engine or a model that cannot be served.
     """
     stock, sparse = _classes()
-    layers = config.compilation_config.static_forward_context.values()
-    impls = [layer for layer in layers if hasattr(layer, "impl")]
-    if any(isinstance(x.impl, SparseLayer) and x.impl.runtime is not None for x in impls):
+    named = config.compilation_config.static_forward_context
+    impls = [layer for layer in named.values() if hasattr(layer, "impl")]
+    if _is_attached(config):
         raise UnsupportedError("this engine is already served by minference; detach it first")
+    if any(isinstance(x.impl, SparseLayer) and x.impl.runtime is not None for x in impls):
+        raise UnsupportedError(
+            "this engine was built with the plugin; build it without minference's options to "
+            "attach, or leave it to them"
+        )
     if current_platform.is_cuda_alike() and not config.model_config.enforce_eager:
         raise UnsupportedError(
             "this engine has captured CUDA graphs, which keep the attention they were captured "
@@ -77,10 +84,16 @@ def attach_layers(config: Any, options: Options) -> tuple[int, int]:  # noqa: AN
             f"that attention backend when the engine is built"
         )
     runtime = build_runtime(config, options)
+    made = {id(layer): sparse.from_stock(layer.impl, runtime) for layer in own}
     for layer in own:
         layer.minference_stock = layer.impl
-        layer.impl = sparse.from_stock(layer.impl, runtime)
-    return len(own), len(impls) - len(own)
+        layer.impl = made[id(layer)]
+    return [name for name, x in named.items() if id(x) in made and made[id(x)].serves(name)]
+
+
+def _is_attached(config: Any) -> bool:  # noqa: ANN401
+    layers = config.compilation_config.static_forward_context.values()
+    return any(hasattr(layer, "minference_stock") for layer in layers)
 
 
 def detach_layers(config: Any) -> int:  # noqa: ANN401
