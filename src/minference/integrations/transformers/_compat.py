@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -46,6 +48,20 @@ def set_implementation(config: PreTrainedConfig, name: str | None) -> None:
 def reaches_interface(model: PreTrainedModel) -> bool:
     """Whether the model's code looks its attention up in the interface."""
     return bool(model._can_set_attn_implementation())
+
+
+def asks_once(model: PreTrainedModel) -> bool:
+    """Whether no layer of a model asks the interface twice: a second call may need the queries of
+    the first."""
+    return all(_asked(type(module)) <= 1 for module in model.modules())
+
+
+@functools.cache
+def _asked(kind: type) -> int:
+    try:
+        return inspect.getsource(kind.forward).count("attention_interface(")  # type: ignore[attr-defined]
+    except (OSError, TypeError):
+        return 1
 
 
 def is_causal_mask(function: object) -> bool:
@@ -98,7 +114,8 @@ def with_rotary(
     code = getattr(forward, "__code__", None)
     if code is None or _ROTARY not in code.co_names or "forward" in module.__dict__:
         return None
-    scope = forward.__globals__
+    # without the module's name, by which torch.compile would look names up in the module itself
+    scope = {name: x for name, x in forward.__globals__.items() if name != "__name__"}
     changed = types.FunctionType(
         code,
         {**scope, _ROTARY: change(scope[_ROTARY])},

@@ -21,6 +21,9 @@ from minference.ops.attention.fp8 import check_precision
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_OWN_KEYS = ("deepseek_v4",)
+"""Models that add keys of their own behind a layer's mask."""
+
 
 def attach(
     model: PreTrainedModel,
@@ -101,12 +104,17 @@ def attach(
         recall_rows=recall_rows,
         on_layer=on_layer,
         observe=observe,
-        reuse=chunk_tokens is not None,
+        reuse=chunk_tokens is not None and _compat.asks_once(model),
     )
     return Handle(model, own, chunk_tokens=chunk_tokens, fuse=fuse, kv=kv)
 
 
 def _check_served(model: PreTrainedModel) -> None:
+    if not hasattr(model, "config"):
+        raise TypeError(
+            f"attach expects a model of transformers, got {type(model).__name__}; load it by "
+            "AutoModelForCausalLM.from_pretrained, and give a wrapper's inner model"
+        )
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedError(
             f"{type(model).__name__} is an encoder-decoder; sparse prefill serves decoder-only "
@@ -117,6 +125,12 @@ def _check_served(model: PreTrainedModel) -> None:
             f"{type(model).__name__} does not look its attention up in transformers' "
             f"AttentionInterface; {REMEDY}"
         )
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "index_topk", None) or config.model_type in _OWN_KEYS:
+        raise UnsupportedError(
+            f"{type(model).__name__} chooses keys by an indexer or a cache of its own, which "
+            "sparse prefill would take the mask from; serve it by attn_implementation='sdpa'"
+        )
 
 
 def _method(model: PreTrainedModel, given: Method | str | None, impl: str) -> Method:
@@ -125,6 +139,11 @@ def _method(model: PreTrainedModel, given: Method | str | None, impl: str) -> Me
         given = default_method_name(model.device, model.dtype, impl)
     if isinstance(given, str):
         given = named_method(given, {}, lambda: fitting_patterns(config))
+    if not isinstance(given, Method):
+        raise TypeError(
+            f"method must be a name or an instance of a method, got {given!r}; options belong to "
+            "the instance, as XAttention(stride=16)"
+        )
     patterns = getattr(given, "patterns", None)
     if isinstance(patterns, HeadPatterns):
         check_shape(patterns, config)

@@ -22,6 +22,10 @@ from minference.ops.attention.dense import dense_attention, has_holes
 from minference.ops.build import Layout
 
 NAME = "minference"
+_HIDDEN = -1e4
+"""Added to a score, this and less hides a key: half precision begins at -65504."""
+FOREIGN = ("position_bias", "indices", "block_indices")
+"""What some models hand to attention and no kernel here takes part of: biases, chosen keys."""
 
 
 def mask(**given: Any) -> Tensor | None:  # noqa: ANN401
@@ -73,10 +77,15 @@ def _takes_padding(queries: int, device: torch.device | str | None) -> bool:
 
 def _padding(given: Tensor | None, begin: int, seen: int) -> Tensor | None:
     """Which of `seen` keys are real, [B, seen]; None where all are."""
-    if given is None or bool(given[:, : begin + seen].all()):
+    if given is None:
         return None
-    keep = given[:, begin : begin + seen].bool()
-    return nn.functional.pad(keep, (0, seen - keep.shape[1]))
+    if given.shape[1] < begin + seen:
+        raise ValueError(
+            f"attention_mask must cover the {begin + seen} tokens in the cache and after it, got "
+            f"{given.shape[1]}; put the mask of the earlier tokens in front"
+        )
+    keep = given[:, : begin + seen].bool()
+    return None if bool(keep.all()) else keep[:, begin:]
 
 
 def attention(
@@ -97,12 +106,18 @@ def attention(
         [B, L, H, D] contiguous, and None in place of the weights.
 
     Raises:
-        UnsupportedError: attention that is not causal.
+        UnsupportedError: attention that is not causal, or takes more than a mask.
     """
     if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
         raise UnsupportedError(
             f"sparse prefill needs causal attention, and {type(module).__name__} is not; use "
             "attn_implementation='sdpa' for this model"
+        )
+    foreign = [name for name in FOREIGN if kwargs.get(name) is not None]
+    if foreign:
+        raise UnsupportedError(
+            f"{type(module).__name__} hands {foreign[0]} to attention, which sparse prefill does "
+            "not know; use attn_implementation='sdpa' for this model"
         )
     state = find(module.config)  # type: ignore[arg-type]
     state.called = True
@@ -128,6 +143,8 @@ def _attend(
 ) -> Tensor:
     windowed, chunked = windows.is_window(mask), windows.is_chunks(mask)
     if mask is not None and mask.dim() == 4 and not (windowed or chunked):
+        if state.sparse(query.shape[2], key.shape[2], query.device.type):
+            info_once("a forward with a mask of four dimensions is dense; padding takes two")
         return dense_attention(query, key, value, mask=_boolean(mask), dropout=dropout, **options)
     if mask is not None:
         key, value = (x[:, :, : mask.shape[-1]] for x in (key, value))
@@ -135,10 +152,14 @@ def _attend(
     long = state.sparse(rows, key.shape[2], query.device.type, batch * heads, dim)
     if mask is not None and windowed:
         window = more.get("sliding_window") or int(mask.max())
-        out = _window(query, key, value, mask[:, 0, 0] > 0, window, dropout, state, options)
+        exact = bool(dropout) or _wants_gradient(module, query, key, value)
+        keep = mask[:, 0, 0] > 0
+        out = _window(query, key, value, keep, window, exact, dropout, state, options)
     elif mask is not None and chunked:
         out = windows.dense_chunks(query, key, value, mask[:, 0, 0], dropout=dropout, **options)
-    elif long and _sparsely(module, query, dropout, mask, more.get("position_ids"), state):
+    elif long and _sparsely(
+        module, (query, key, value), dropout, mask, more.get("position_ids"), state
+    ):
         out = _prefill(module, query, key, value, mask, state, options)
     else:
         out = dense_attention(query, key, value, keep=mask, holes=False, dropout=dropout, **options)
@@ -153,6 +174,7 @@ def _window(
     value: Tensor,
     keep: Tensor,
     window: int,
+    exact: bool,
     dropout: float,
     state: State,
     options: dict[str, Any],
@@ -161,7 +183,7 @@ def _window(
         return dense_attention(
             query, key, value, keep=keep, holes=False, dropout=dropout, **options
         )
-    if dropout or _wants_gradient(query):
+    if exact:
         return windows.dense_window(query, key, value, keep, window, dropout=dropout, **options)
     index = windows.window_index(query, keep, window)
     return _sparse(query, key, value, index, state, options)[0]
@@ -169,28 +191,32 @@ def _window(
 
 def _sparsely(
     module: nn.Module,
-    query: Tensor,
+    tensors: tuple[Tensor, Tensor, Tensor],
     dropout: float,
     keep: Tensor | None,
     positions: Tensor | None,
     state: State,
 ) -> bool:
-    if dropout or _wants_gradient(query):
+    if dropout or _wants_gradient(module, *tensors):
         warn_once(
-            "dense attention: gradients are on and the sparse kernels have no backward; "
-            "call the model under torch.no_grad()"
+            "dense attention: the model is in training mode, or gradients are on, and the sparse "
+            "kernels have no backward; call model.eval(), and it under torch.no_grad()"
         )
         return False
     # one look a forward: the first layer's
-    if module.layer_idx == 0 and keep is None and positions is not None and positions.dim() == 2:
-        state.packed = bool((positions[:, 1:] <= positions[:, :-1]).any())
+    if module.layer_idx == 0:
+        state.packed = False
+        if keep is None and positions is not None and positions.dim() == 2:
+            state.packed = bool((positions[:, 1:] <= positions[:, :-1]).any())
         if state.packed:
             info_once("packed sequences (position_ids restart) are dense; pass them one by one")
     return not state.packed
 
 
-def _wants_gradient(query: Tensor) -> bool:
-    return torch.is_grad_enabled() and query.requires_grad
+def _wants_gradient(module: nn.Module, *tensors: Tensor) -> bool:
+    """Whether a backward pass may come, as in training mode: checkpointed layers run without
+    gradients first."""
+    return module.training or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 
 def _prefill(
@@ -282,7 +308,17 @@ def _token_major(out: Tensor, query: Tensor, state: State) -> Tensor:
 
 
 def _boolean(given: Tensor) -> Tensor:
-    return given if given.dtype == torch.bool else given == 0
+    """A written mask as which keys are seen."""
+    if given.dtype == torch.bool:
+        return given
+    seen = given == 0
+    if not given.is_floating_point() or bool((~seen & (given > _HIDDEN)).any()):
+        raise UnsupportedError(
+            "an attention mask of four dimensions must be boolean, or 0 where a key is seen and "
+            f"-inf where it is not, got {given.dtype} with other values; use "
+            "attn_implementation='sdpa' for masks that add to scores"
+        )
+    return seen
 
 
 def _type(device: torch.device | str | None) -> str:

@@ -122,12 +122,17 @@ def _in_chunks(
     return plain(x) if out is None else out
 
 
+def _stays_whole() -> bool:
+    """Whether work is not cut: a backward pass needs it all, and a compiler fuses it."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
 def _chunked_mlp(
     plain: Callable[..., Any], fused: Callable[..., Any], tokens: int
 ) -> Callable[..., Any]:
     def forward(x: Tensor, *args: object, **kwargs: object) -> Any:  # noqa: ANN401
         # experts see flattened tokens, which are in order for one row only
-        if torch.is_grad_enabled() or x.dim() != 3 or x.shape[0] > 1 or args or kwargs:
+        if _stays_whole() or x.dim() != 3 or x.shape[0] > 1 or args or kwargs:
             return plain(x, *args, **kwargs)
         if x.shape[1] <= tokens:
             return plain(x)
@@ -152,12 +157,17 @@ def _chunked_norm(
     plain: Callable[..., Tensor], fused: Callable[[Tensor, Tensor], None] | None, tokens: int
 ) -> Callable[..., Tensor]:
     def forward(x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if _stays_whole():
+            return plain(x, *args, **kwargs)
         # a norm looks at the last dimension alone: any other may be cut, the tokens are the longest
         dim = max(range(x.dim() - 1), key=lambda d: x.shape[d], default=0)
-        if torch.is_grad_enabled() or x.dim() < 3 or x.shape[dim] <= tokens or args or kwargs:
+        if x.dim() < 3 or x.shape[dim] <= tokens or args or kwargs:
             return plain(x, *args, **kwargs)
-        # one token tells the type; the shape stays
-        out = plain(x.narrow(dim, 0, 1)).new_empty(x.shape)
+        # one token tells the type, and whether the width stays
+        token = plain(x.narrow(dim, 0, 1))
+        if token.shape[-1] != x.shape[-1]:
+            return plain(x)
+        out = token.new_empty(x.shape)
         for begin in range(0, x.shape[dim], tokens):
             size = min(tokens, x.shape[dim] - begin)
             part, own = (_chunk(y, dim, begin, size) for y in (x, out))
@@ -175,11 +185,15 @@ def _chunked_rotary(
 ) -> Callable[..., Any]:
     """Rotates in place: q and k are fresh from their projections or norms, and not used again."""
 
-    def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def rotary(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        # some models rotate one tensor a call
+        if _stays_whole() or len(args) != 4 or kwargs:
+            return plain(*args, **kwargs)
+        q, k, cos, sin = args
         length = q.shape[2] if q.dim() == 4 else 0
         fits = cos.dim() == 3 and cos.shape[1] == sin.shape[1] == k.shape[2] == length
-        if torch.is_grad_enabled() or not fits or args or kwargs or length <= tokens:
-            return plain(q, k, cos, sin, *args, **kwargs)
+        if not fits or length <= tokens:
+            return plain(q, k, cos, sin)
         for begin in range(0, length, tokens):
             size = min(tokens, length - begin)
             turn = fused if size == tokens else plain

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import inspect
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import nn
 
@@ -52,6 +53,13 @@ class Handle(Detachable):
         before = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         self._undo.append(before.remove)
 
+    def __reduce__(self) -> NoReturn:
+        """Copies of a model would share this handle's state, or lose it."""
+        raise UnsupportedError(
+            "an attached model cannot be copied or pickled as a whole; detach it first and attach "
+            "the copy, or keep its state_dict() or save_pretrained()"
+        )
+
     @property
     def method(self) -> Method:
         """What builds the indices."""
@@ -83,7 +91,8 @@ class Handle(Detachable):
         """Puts the model back as it was. A second call does nothing."""
         if state.holds(self._config, self._state):
             state.drop(self._config)
-            _compat.set_implementation(self._config, self._before)
+            if _compat.implementation(self._config) == NAME:
+                _compat.set_implementation(self._config, self._before)
         self._check.remove()
         for undo in reversed(self._undo):
             undo()
@@ -118,7 +127,9 @@ class Handle(Detachable):
             check_memory(self._model, tokens, batch=batch, logits=logits, **options)
         if self._kv == "device":
             return None
-        return args, kwargs | {"past_key_values": self._cache(kwargs)}
+        names = list(inspect.signature(type(model).forward).parameters)[1:]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return (), given | {"past_key_values": self._cache(given)}
 
     def _cache(self, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         cache = kwargs.get("past_key_values")

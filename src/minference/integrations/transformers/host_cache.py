@@ -51,6 +51,7 @@ def to_host(cache: Cache, config: PreTrainedConfig, *, fp8: bool = False) -> Non
             f"keys and values on the host need a plain DynamicCache, got {kind}; leave "
             "cache_implementation and past_key_values to the model, or use kv='device'"
         )
+    records_past = any(getattr(layer, "record_past", False) for layer in cache.layers)
     lanes: dict[torch.device, Lane] = {}
     layers: list[Any] = []
     for layer in DynamicCache(config=config).layers:
@@ -66,6 +67,8 @@ def to_host(cache: Cache, config: PreTrainedConfig, *, fp8: bool = False) -> Non
         # after a whole prompt nobody knows how much comes next
         layer.last = layer is own[-1]
     cache.layers, cache.layer_class_to_replicate = layers, None
+    if records_past:
+        cache.activate_past_recording()
 
 
 def is_on_host(cache: Cache) -> bool:

@@ -99,6 +99,7 @@ def _widest(config: Any, tokens: int, chunk: int | None, width: int, size: int) 
     hidden = config.hidden_size
     some = tokens if chunk is None else min(tokens, chunk)
     inter = getattr(config, "intermediate_size", None) or 0
+    inter = max(inter) if isinstance(inter, list | tuple) else inter
     turned = 3 * some * width + (tokens * width if chunk is None else 0)
     attention = tokens * (2 * hidden + 2 * width) + turned
     mlp = 3 * tokens * hidden + 3 * some * inter
