@@ -104,7 +104,7 @@ def test_sinks_take_part_in_the_softmax() -> None:
 
 
 @pytest.mark.parametrize("sinks", [torch.zeros(4, 1), torch.zeros(1), torch.zeros(3), 1.0])
-def test_sinks_of_another_shape_are_refused(sinks: object) -> None:
+def test_bad_sinks_are_refused(sinks: object) -> None:
     q, k, v = random_qkv(4, 2, 100)
     index = dense_index(layout_of(q, k), 4)
     match = r"sinks must be a tensor of shape \[4\], a logit a query head, on cpu, got"
