@@ -27,6 +27,32 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         raise PatternFileError(f"{path}: not JSON: {error}") from error
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Decodes a file of one object a line; empty lines count for nothing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no JSON object.
+    """
+    objects = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} must hold one JSON object a line, and line {number} is none: {error}"
+            ) from error
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"{path} must hold one JSON object a line, got {type(found).__name__} in line "
+                f"{number}"
+            )
+        objects.append(found)
+    return objects
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that a reader sees the old text or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)

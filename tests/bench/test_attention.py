@@ -8,6 +8,10 @@ import torch
 
 from minference.bench import attention as bench
 from minference.bench.cases import table, vs1
+from minference.head_patterns import HeadPatterns
+from minference.patterns import AShape, VerticalSlash
+
+LLAMA = "gradientai/Llama-3-8B-Instruct-262k"
 
 
 def test_records_hold_times_and_the_environment(tmp_path: Path) -> None:
@@ -46,6 +50,30 @@ def test_a_red_gate_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_table_gives_the_budgets_of_its_heads() -> None:
-    case = table("gradientai/Llama-3-8B-Instruct-262k", 5, 20_000, 0)
+    case = table(LLAMA, 5, 20_000, 0)
     assert len(case.lines) == 32
     assert all(len(own.columns) == v for own, v in zip(case.lines, case.verticals, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (["--impls", "tritn"], ValueError, "unknown impl 'tritn': did you mean 'triton'"),
+        (["--cases", "vs2"], ValueError, "case must be vs1, scattered or TABLE@LAYER"),
+        (["--cases", f"{LLAMA}@99"], ValueError, "has layers 0 to 31, got 99"),
+        (["--dense", "fa9"], ValueError, "unknown dense kernel 'fa9'"),
+        (["--out", "."], OSError, "directory"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_measured(
+    wrong: list[str], error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "measure", None)
+    with pytest.raises(error, match=message):
+        bench.main(["--lengths", "512", *wrong])
+
+
+def test_a_layer_with_heads_of_another_kind_is_not_planted(tmp_path: Path) -> None:
+    table = HeadPatterns(((VerticalSlash(30, 60), AShape(64, 64)),)).save(tmp_path / "t.json")
+    with pytest.raises(ValueError, match="vertical-slash heads alone to be planted, got AShape"):
+        bench.check_names([f"{table}@0"], [], None, torch.device("cpu"))

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from minference.bench.peers import MethodTime, read_times
 
 RED = {"op": "peer", "method": "a", "length": 1024, "gate": False, "density": 0.5, "gpu": None}
@@ -24,3 +26,10 @@ def test_the_last_green_record_of_a_length_and_method_counts(tmp_path: Path) -> 
         (1024, "a"): MethodTime(4.0, 2.0, "fa3", 0.5, None),
         (2048, "a"): MethodTime(4.0, 2.0, "fa3", 0.5, "H200"),
     }
+
+
+def test_a_file_without_a_time_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "red.jsonl"
+    path.write_text(json.dumps(RED) + "\n")
+    with pytest.raises(ValueError, match=r"red\.jsonl must hold times of"):
+        read_times([path])

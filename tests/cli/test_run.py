@@ -99,6 +99,16 @@ def test_plot_draws_the_head(tiny_folder: str, tmp_path: Path) -> None:
     assert str(picture) in run(tiny_folder, *PROMPT, *SHORT, *SHAPE, *plot)
 
 
+def test_nothing_to_draw_loses_no_answer(tiny_folder: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    dense = ["--method", "a_shape", "--plot", str(tmp_path / "head.png")]  # below its threshold
+    for option in ("--quiet", "--json"):
+        done = RUNNER.invoke(app, ["run", tiny_folder, *PROMPT, *SHORT, *dense, option])
+        assert "nothing to draw of layer 0" in str(done.exception)
+        assert "answer" in done.stdout
+    assert json.loads(done.stdout)["plot"] is None
+
+
 def test_progress_lines_are_for_people_alone(tiny_folder: str) -> None:
     loud = RUNNER.invoke(app, ["run", tiny_folder, *PROMPT, *SHORT, *SHAPE])
     assert "loading" in loud.stderr
@@ -171,3 +181,15 @@ def test_a_model_that_is_not_there_is_one_sentence(
     told = capsys.readouterr().err.strip().splitlines()
     assert told[-1].startswith(f"error: model {gone!r} cannot be loaded: ")
     assert len(told) == 1
+
+
+def test_what_the_system_refuses_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.argv", ["minference", "bench", "attention", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert "directory" in told[0]

@@ -99,6 +99,12 @@ def test_paths_are_refused_before_weights_are_loaded(
 
 
 @pytest.mark.usefixtures("unloaded")
+def test_two_outputs_are_two_files(tmp_path: Path, tiny_folder: str) -> None:
+    done = run(tiny_folder, tmp_path / "t.json", "--card", str(tmp_path / "." / "t.json"))
+    assert "two outputs are" in str(done.exception)
+
+
+@pytest.mark.usefixtures("unloaded")
 def test_prompts_are_refused_before_weights_are_loaded(
     tmp_path: Path, tiny_folder: str, text: Path
 ) -> None:
@@ -110,6 +116,8 @@ def test_prompts_are_refused_before_weights_are_loaded(
         text.write_text(content)
         done = run(tiny_folder, out, "--text", str(text))
         assert message in str(done.exception)
+    endless = run(tiny_folder, out, "--lengths", "1k,500m")  # refused before they are written
+    assert "4096 tokens that the model takes, got 524288000" in str(endless.exception)
     missing = run(tiny_folder, out, "--text", str(tmp_path / "none.txt"))
     assert "none.txt' cannot be read as text" in str(missing.exception)
     assert "no model" in str(run("no model", out).exception)

@@ -56,6 +56,13 @@ def test_the_command_draws_a_picture(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_another_kind_of_picture_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = write(tmp_path / "r.jsonl", record("dense_attention", 512, 1.0))
+    done = CliRunner().invoke(app, ["bench", "plot", str(file), "-o", str(tmp_path / "r.txt")])
+    assert "unknown kind of picture '.txt'" in str(done.exception)
+
+
 def test_whole_models_are_drawn_by_part_from_several_files(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure

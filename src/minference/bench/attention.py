@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from minference.bench.baselines import dense_kernels
-from minference.bench.cases import SEEDS, Case, planted_index, scattered, table, vs1
+from minference.bench.cases import SEEDS, Case, heads_to_plant, planted_index, scattered, table, vs1
 from minference.bench.records import Recorder
 from minference.bench.timing import measure, peak_extra_bytes
-from minference.errors import UnsupportedError
+from minference.errors import UnsupportedError, unknown_name
 from minference.index import TILE, SparseIndex
 from minference.index_samples import sample_keys, sample_stride
 from minference.index_tiles import computed_pairs
 from minference.lengths import parse_length
-from minference.ops._dispatch import resolve_impl
+from minference.ops._dispatch import check_impl, resolve_impl
 from minference.ops._e4m3 import E4M3
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.fp8 import PRECISIONS, product_dtype
@@ -184,17 +184,39 @@ def with_speedup(record: dict[str, object], dense_ms: dict[str, float]) -> dict[
     return record | {"speedup": round(dense_ms[best] / together, 3), "speedup_over": best}
 
 
+PLANTED = {"vs1": vs1, "scattered": scattered}
+
+
+def layer_named(case: str) -> tuple[str, int] | None:
+    """Table and layer of a case TABLE@LAYER; None of another."""
+    source, _, layer = case.rpartition("@")
+    return (source, int(layer)) if source and layer.isdigit() else None
+
+
 def cases_of(name: str, shape: Shape, seeds: tuple[int, ...]) -> Iterator[Case]:
     """Cases by name: vs1, scattered, or TABLE@LAYER of a published table."""
-    if "@" in name:
-        source, layer = name.rsplit("@", 1)
-        yield table(source, int(layer), shape.length, seeds[0])
+    if layer := layer_named(name):
+        yield table(*layer, shape.length, seeds[0])
         return
-    makers = {"vs1": vs1, "scattered": scattered}
-    if name not in makers:
-        raise ValueError(f"case must be vs1, scattered or TABLE@LAYER, got {name!r}")
     for seed in seeds:
-        yield makers[name](shape.length, shape.heads, seed)
+        yield PLANTED[name](shape.length, shape.heads, seed)
+
+
+def check_names(
+    cases: list[str], impls: list[str], dense: tuple[str, ...] | None, device: torch.device
+) -> None:
+    """Raises ValueError for a case, an implementation or a dense kernel that is not there."""
+    for name in cases:
+        if layer := layer_named(name):
+            heads_to_plant(*layer)
+        elif name not in PLANTED:
+            raise ValueError(f"case must be vs1, scattered or TABLE@LAYER, got {name!r}")
+    for impl in impls:
+        check_impl(impl)
+    kernels = dense_kernels(device)
+    for name in dense or ():
+        if name not in kernels:
+            raise unknown_name("dense kernel", name, kernels)
 
 
 def run(
@@ -214,6 +236,7 @@ def run(
         dense: names of the dense kernels to run; all that are here unless given.
     """
     device = device or default_device()
+    check_names(cases, impls, dense, device)
     for shape in shapes:
         qkv = shape.tensors(device)
         timed: dict[str, float] = {}

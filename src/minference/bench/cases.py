@@ -53,22 +53,29 @@ def scattered(length: int, heads: int, seed: int) -> Case:
     return Case(f"scattered-seed{seed}", lines, (1000,) * heads, (6096,) * heads)
 
 
-def table(name: str, layer: int, length: int, seed: int) -> Case:
-    """The vertical-slash heads of one layer of a published table, a third of the slashes local.
+def heads_to_plant(name: str, layer: int) -> tuple[VerticalSlash, ...]:
+    """The heads of one layer of a published table.
 
     Raises:
-        ValueError: a layer with heads of another kind.
+        ValueError: no such layer, or one with heads of another kind than vertical-slash.
     """
-    own = HeadPatterns.from_pretrained(name).patterns[layer]
-    wrong = [type(p).__name__ for p in own if not isinstance(p, VerticalSlash)]
-    if wrong:
+    layers = HeadPatterns.from_pretrained(name).patterns
+    if not 0 <= layer < len(layers):
+        raise ValueError(f"{name} has layers 0 to {len(layers) - 1}, got {layer}")
+    own = tuple(p for p in layers[layer] if isinstance(p, VerticalSlash))
+    if len(own) < len(layers[layer]):
+        wrong = next(p for p in layers[layer] if not isinstance(p, VerticalSlash))
         raise ValueError(
             f"layer {layer} of {name} must hold vertical-slash heads alone to be planted, got "
-            f"{wrong[0]}; choose another layer"
+            f"{type(wrong).__name__}; choose another layer"
         )
+    return own
+
+
+def table(name: str, layer: int, length: int, seed: int) -> Case:
+    """The heads of one layer of a published table, a third of the slashes local."""
     lines, budgets = [], []
-    for h, pattern in enumerate(own):
-        assert isinstance(pattern, VerticalSlash)
+    for h, pattern in enumerate(heads_to_plant(name, layer)):
         budgets.append((pattern.vertical, pattern.slash))
         band = max(1, pattern.slash // 3)
         lines.append(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from minference.json_files import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,20 @@ Times = dict[tuple[int, str], MethodTime]
 
 def read_times(paths: Iterable[Path]) -> Times:
     """Times by length and method; of several the last counts. Records that failed their gate, were
-    refused or have no dense kernel beside them are left out."""
+    refused or have no dense kernel beside them are left out.
+
+    Raises:
+        ValueError: a file without a time.
+    """
     found: Times = {}
     for path in paths:
-        for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-            if record["op"] != "peer" or "speedup" not in record:
-                continue
+        timed = [r for r in read_json_lines(path) if r.get("op") == "peer" and "speedup" in r]
+        if not timed:
+            raise ValueError(
+                f"{path} must hold times of benchmarks/peer_times.py with a dense kernel beside "
+                "them, got none"
+            )
+        for record in timed:
             found[record["length"], record["method"]] = MethodTime(
                 record["together_ms"],
                 record["speedup"],

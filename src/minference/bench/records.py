@@ -62,6 +62,7 @@ class Recorder:
         self.environment = environment()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()  # tried before anything is measured
 
     def write(self, record: Mapping[str, object]) -> dict[str, object]:
         """Adds the environment to a record, stores it and returns it."""

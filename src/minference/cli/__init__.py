@@ -45,11 +45,11 @@ def root() -> None:
 
 
 def main() -> None:
-    """Entry point: errors that the library words itself end with status 2, without a trace."""
+    """Entry point: what the library or the system words ends with status 2, untraced."""
     from minference.errors import UnsupportedError
 
     try:
         app()
-    except (ValueError, TypeError, FileNotFoundError, UnsupportedError) as error:
+    except (ValueError, TypeError, OSError, UnsupportedError) as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from error

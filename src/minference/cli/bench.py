@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from minference.cli.outputs import check_picture
+
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
@@ -45,8 +47,5 @@ def plot(
     """Time against length with the break-even, and TFLOP/s or parts, of recorded measurements."""
     from minference.viz.records import plot as draw
 
-    try:
-        draw(records, out)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    draw(records, check_picture(out))
     typer.echo(str(out))

@@ -32,6 +32,16 @@ def check_writable(path: Path) -> None:
         )
 
 
+def check_distinct(*paths: Path | None) -> None:
+    """Raises ValueError if two outputs of a command are the same file."""
+    given = [path.resolve() for path in paths if path is not None]
+    for path in given:
+        if given.count(path) > 1:
+            raise ValueError(
+                f"two outputs are {str(path)!r}, and one would replace the other; name two files"
+            )
+
+
 def check_picture(path: Path) -> Path:
     """The path, if a picture can be drawn and written there.
 

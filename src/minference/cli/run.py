@@ -71,11 +71,12 @@ def run(
     if dense is not None:
         result |= side_by_side.compare(dense, sparse)
     if plot is not None and probe is not None:
-        probe.save(handle, plot)
-        result["plot"] = str(plot)
+        result["plot"] = str(plot) if probe.seen else None
     result |= {"model": model, "tokens": ids.shape[1], "expected": asked.expected, "seed": seed}
     result["patterns"] = dict(spec.options).get("patterns")
     typer.echo(json.dumps(result) if as_json else report(result))
+    if plot is not None and probe is not None:
+        probe.save(handle, plot)  # after the answers, which no error shall lose
 
 
 def report(result: dict[str, Any]) -> str:
@@ -97,6 +98,6 @@ def report(result: dict[str, Any]) -> str:
             f"{'yes' if result['same_answer'] else 'NO'}, largest difference of the first logits "
             f"{result['max_logit_difference']:.3g}"
         )
-    if "plot" in result:
+    if result.get("plot"):
         lines.append(f"  picture        {result['plot']}")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minference.cli.outputs import check_writable
+from minference.cli.outputs import check_distinct, check_writable
 from minference.cli.progress import bar
 from minference.lengths import parse_length
 
@@ -51,17 +51,19 @@ def search(
     from minference.search.search import search as find
 
     settings = Settings(space=space, objective=objective, rows=rows, recall=recall, cost=cost)
+    check_distinct(out, card)
     for path in (out, card, plots and plots / HEAD_MAP):
         if path is not None:
             check_writable(path)
     texts = [_read(path) for path in text or ()]
     config, tokenizer = describe(model)
     check_config(config)
-    texts = texts or _generated(
-        tasks.split(","), [parse_length(x) for x in lengths.split(",")], samples, seed, tokenizer
-    )
-    prompts = [tokenizer(own, return_tensors="pt").input_ids for own in texts]
     own_config = config.get_text_config(decoder=True)
+    if not texts:
+        sizes = [parse_length(x) for x in lengths.split(",")]
+        check_lengths(sizes, own_config)  # before they are written
+        texts = _generated(tasks.split(","), sizes, samples, seed, tokenizer)
+    prompts = [tokenizer(own, return_tensors="pt").input_ids for own in texts]
     check_lengths([ids.shape[1] for ids in prompts], own_config)
     llm = load(model)
     passes = len(prompts) * own_config.num_hidden_layers

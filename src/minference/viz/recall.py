@@ -61,7 +61,10 @@ def recall_figure(points: Sequence[RecallPoint], *, title: str) -> Figure:
     from matplotlib.figure import Figure
 
     if not points:
-        raise ValueError("no recall to draw; record it with `minference eval --recall-rows 64`")
+        raise ValueError(
+            "no recall to draw: it is recorded of the prompts that `minference eval` reads by a "
+            "sparse method, and these results hold none"
+        )
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = colormaps["tab10"]

@@ -5,12 +5,13 @@ The parts are those of a whole model's first token.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from minference.json_files import read_json_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +28,7 @@ def read(path: Path) -> list[Record]:
     Raises:
         ValueError: a file without one.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines if line.strip()]
+    records = read_json_lines(path)
     shown = [r for r in records if "length" in r and "ms_p50" in r and r.get("gate") is not False]
     if not shown:
         raise ValueError(
@@ -141,4 +141,5 @@ def plot(sources: Sequence[Path], picture: Path) -> None:
     else:
         _draw_rates(right, records)
     figure.suptitle(", ".join(sorted(devices)))
+    picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=150)
