@@ -131,7 +131,8 @@ def test_nothing_is_left_of_the_mode() -> None:
     assert scope["apply_rotary_pos_emb"].__module__.startswith("transformers")
 
 
-def test_scratch_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [1, 2])
+def test_scratch_is_bounded_by_the_chunk(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("qwen3")
     longest = {"act": 0, "norm": 0, "rotary": 0}
     layer = model.model.layers[0]
@@ -140,7 +141,7 @@ def test_scratch_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> Non
     def note(name: str, length: int) -> None:
         longest[name] = max(longest[name], length)
 
-    layer.mlp.act_fn.register_forward_pre_hook(lambda _, x: note("act", x[0].shape[1]))
+    layer.mlp.act_fn.register_forward_pre_hook(lambda _, x: note("act", x[0].shape[:-1].numel()))
     norm = type(layer.input_layernorm).forward
     monkeypatch.setattr(
         type(layer.input_layernorm),
@@ -156,7 +157,7 @@ def test_scratch_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(_compat, "with_rotary", watched)
     with torch.no_grad(), minference.attach(model, NARROW, chunk_tokens=37):
-        model(IDS[:1])
+        model(IDS[:rows])
     assert longest == {"act": 37, "norm": 37, "rotary": 37}
 
 
@@ -276,3 +277,7 @@ def test_chunks_of_no_token_are_refused() -> None:
     refused = pytest.raises(UnsupportedError, match="router logits")
     with minference.attach(model, NARROW, chunk_tokens=9), refused:
         model(IDS, output_router_logits=True)
+    model.config.output_router_logits = True
+    refused = pytest.raises(UnsupportedError, match="router logits")
+    with minference.attach(model, NARROW, chunk_tokens=9), refused:
+        model(IDS)

@@ -128,7 +128,14 @@ def test_the_clock_counts_seconds() -> None:
     assert 0 <= seconds(begin, mark(torch.device("cpu"))) < 5
 
 
-@pytest.mark.parametrize("name", ["recall_rows", "dense_from"])
+@pytest.mark.parametrize("name", ["recall_rows", "dense_from", "chunk_tokens"])
 def test_negative_numbers_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1"):
         minference.attach(tiny_model(), NARROW, **{name: -1})
+
+
+@pytest.mark.parametrize("name", ["min_seq_len", "chunk_tokens", "starting_layer", "recall_rows"])
+@pytest.mark.parametrize("value", ["16k", 0.5, True])
+def test_counts_are_whole_numbers(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be an int, got {value!r}"):
+        minference.attach(tiny_model(), NARROW, **{name: value})

@@ -186,3 +186,34 @@ def test_another_attention_that_the_user_set_stays() -> None:
     with attach(model, NARROW):
         model.set_attn_implementation("sdpa")
     assert model.config._attn_implementation == "sdpa"
+
+
+@torch.no_grad()
+def test_packing_shows_where_the_first_layer_is_not_served() -> None:
+    kinds = ["sliding_attention", "full_attention"] * 2
+    model = tiny_model("gemma3_text", layer_types=kinds, sliding_window=50)
+    packed = torch.cat([torch.arange(150), torch.arange(150)])[None]
+    cache = DynamicCache(config=model.config)
+    with attach(model, NARROW, dense_from=2, record=True) as handle:
+        model(IDS, position_ids=packed, past_key_values=cache)
+        assert handle.records == []
+        model(IDS)
+        assert len(handle.records) == 2
+
+
+@torch.no_grad()
+def test_a_first_token_alone_goes_to_the_host_too() -> None:
+    model = tiny_model("llama")
+    expected = model(IDS).logits
+    with attach(model, everything(model), kv="host"):
+        first = model(IDS[:, :1])
+        assert type(first.past_key_values.layers[0]).__name__ == "HostLayer"
+        rest = model(IDS[:, 1:], past_key_values=first.past_key_values)
+    torch.testing.assert_close(rest.logits, expected[:, 1:], **CLOSE)
+
+
+@torch.no_grad()
+def test_attention_weights_are_not_silently_missing() -> None:
+    model = tiny_model("llama")
+    with attach(model, NARROW), pytest.raises(UnsupportedError, match="all attention weights"):
+        model(IDS, output_attentions=True)

@@ -84,13 +84,16 @@ def attach(
             "fuse=True compiles work on chunks and there are none; give chunk_tokens=8192"
         )
     _check_served(model)
-    numbers = {
+    counts = {
         "starting_layer": starting_layer,
         "min_seq_len": min_seq_len or 0,
-        "dense_from": dense_from,
         "recall_rows": recall_rows,
+        "chunk_tokens": chunk_tokens or 0,
     }
-    for name, value in numbers.items():
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, got {value!r}; 16K tokens are 16384")
+    for name, value in {**counts, "dense_from": dense_from}.items():
         if value < 0:
             raise ValueError(f"{name} must be at least 0, got {value}")
     own = state.State(

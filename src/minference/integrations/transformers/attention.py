@@ -203,14 +203,10 @@ def _sparsely(
             "kernels have no backward; call model.eval(), and it under torch.no_grad()"
         )
         return False
-    # one look a forward: the first layer's
-    if module.layer_idx == 0:
-        state.packed = False
-        if keep is None and positions is not None and positions.dim() == 2:
-            state.packed = bool((positions[:, 1:] <= positions[:, :-1]).any())
-        if state.packed:
-            info_once("packed sequences (position_ids restart) are dense; pass them one by one")
-    return not state.packed
+    if keep is None and state.packed(positions):
+        info_once("packed sequences (position_ids restart) are dense; pass them one by one")
+        return False
+    return True
 
 
 def _wants_gradient(module: nn.Module, *tensors: Tensor) -> bool:

@@ -131,11 +131,14 @@ def _chunked_mlp(
     plain: Callable[..., Any], fused: Callable[..., Any], tokens: int
 ) -> Callable[..., Any]:
     def forward(x: Tensor, *args: object, **kwargs: object) -> Any:  # noqa: ANN401
-        # experts see flattened tokens, which are in order for one row only
-        if _stays_whole() or x.dim() != 3 or x.shape[0] > 1 or args or kwargs:
+        if _stays_whole() or x.dim() != 3 or x.shape[1] <= tokens or args or kwargs:
             return plain(x, *args, **kwargs)
-        if x.shape[1] <= tokens:
-            return plain(x)
+        if x.shape[0] > 1:
+            # experts see flattened tokens, which are in order for one row only
+            rows = [forward(row) for row in x.split(1)]
+            if isinstance(rows[0], tuple):
+                return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+            return torch.cat(rows)
         rest: list[Any] = []
 
         def first(forward: Callable[..., Any], part: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 
 from minference.errors import UnsupportedError
 from minference.integrations.transformers import _compat, state
@@ -103,11 +104,19 @@ class Handle(Detachable):
     def _before_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Before a prompt: its length, the memory that it needs, and its cache on the host."""
+        """Before a prompt, what it asks for and the memory that it needs; its cache on the host."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         ids = kwargs.get("inputs_embeds") if ids is None else ids
-        if ids is None or ids.shape[1] == 1:
+        if ids is None:
             return None
+        if ids.shape[1] > 1:
+            self._check_prompt(ids, kwargs)
+        if self._kv == "device":
+            return None
+        given = dict(zip(_parameters(type(model)), args, strict=False)) | kwargs
+        return (), given | {"past_key_values": self._cache(given)}
+
+    def _check_prompt(self, ids: Tensor, kwargs: dict[str, Any]) -> None:
         batch, tokens = ids.shape[:2]
         limit = getattr(self._config, "max_position_embeddings", None)
         if limit is not None and tokens > limit:
@@ -115,7 +124,14 @@ class Handle(Detachable):
                 f"the prompt has {tokens} tokens and the model takes {limit}; cut it, or raise "
                 "config.max_position_embeddings if the model was made for more"
             )
-        if self._chunk_tokens is not None and kwargs.get("output_router_logits"):
+        if kwargs.get("output_attentions"):
+            raise UnsupportedError(
+                "sparse prefill never has all attention weights; use output_attentions=False, "
+                "`minference viz attention` for a picture, or attn_implementation='eager'"
+            )
+        router = kwargs.get("output_router_logits")
+        router = getattr(self._config, "output_router_logits", False) if router is None else router
+        if self._chunk_tokens is not None and router:
             raise UnsupportedError(
                 "router logits are not collected while experts run in chunks; use "
                 "output_router_logits=False or chunk_tokens=None"
@@ -125,11 +141,6 @@ class Handle(Detachable):
             options = {"chunk_tokens": self._chunk_tokens, "kv": self._kv}
             logits = (keep or tokens) if isinstance(keep, int) else keep.numel()
             check_memory(self._model, tokens, batch=batch, logits=logits, **options)
-        if self._kv == "device":
-            return None
-        names = list(inspect.signature(type(model).forward).parameters)[1:]
-        given = dict(zip(names, args, strict=False)) | kwargs
-        return (), given | {"past_key_values": self._cache(given)}
 
     def _cache(self, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         cache = kwargs.get("past_key_values")
@@ -150,6 +161,12 @@ class Handle(Detachable):
                 f"{type(model).__name__} never called the attention interface, so it was not "
                 f"served; {REMEDY}"
             )
+
+
+@cache
+def _parameters(kind: type[nn.Module]) -> list[str]:
+    """Names of what a model's forward takes, in order."""
+    return list(inspect.signature(kind.forward).parameters)[1:]
 
 
 def _on_one_device(model: PreTrainedModel) -> bool:

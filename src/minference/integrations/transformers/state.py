@@ -41,7 +41,7 @@ class State:
         observe: called with context, queries, keys and values of each layer of a long prefill.
         reuse: whether the answer may take the memory of the queries.
         called: whether attention was asked for, dense or not.
-        packed: whether the forward under way holds several sequences in a row.
+        looked_at: the positions that `packed` saw last, and what it found.
         layers: records of the last prefill.
     """
 
@@ -57,7 +57,7 @@ class State:
     observe: Callable[[Context, Tensor, Tensor, Tensor], None] | None = None
     reuse: bool = False
     called: bool = False
-    packed: bool = False
+    looked_at: tuple[weakref.ref[Tensor], bool] | None = None
     layers: list[LayerRecord] = field(default_factory=list)
 
     def sparse(
@@ -77,6 +77,15 @@ class State:
                 "few heads or queries: dense, which is faster then; min_seq_len=0 serves them"
             )
         return enough
+
+    def packed(self, positions: Tensor | None) -> bool:
+        """Whether the positions [B, L] of a forward restart; one look, at its first layer."""
+        if positions is None or positions.dim() != 2:
+            return False
+        if self.looked_at is None or self.looked_at[0]() is not positions:
+            restarts = bool((positions[:, 1:] <= positions[:, :-1]).any())
+            self.looked_at = weakref.ref(positions), restarts
+        return self.looked_at[1]
 
     def mark(self, device: torch.device) -> Mark:
         """The time, where records are kept."""
