@@ -22,7 +22,7 @@ from minference.lengths import parse_length
 from minference.ops.build import Layout, assemble
 from minference.ops.estimate.api import last_query_masses
 from minference.ops.lines.api import Lines, best_lines
-from minference.ops.select.reference import offset_budget
+from minference.ops.select.lists import offset_budget
 from minference.testing import default_device, layout_of
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from minference.index import BLOCK, TILE, Ragged, SparseIndex, merge_heads, pack_bits, real_bounds
 from minference.ops.build import Layout, a_shape_index, assemble, dense_index, tri_shape_index
-from minference.ops.select.reference import columns_from_positions, lines_to_offsets
+from minference.ops.select.lists import columns_from_positions, lines_to_offsets
 from minference.testing import layout_of, mixed_index, random_qkv
 
 LENGTHS = (1, 63, 64, 65, 127, 129, 300)

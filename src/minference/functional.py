@@ -17,7 +17,7 @@ from minference.ops.checks import check_qkv
 from minference.ops.estimate.api import LineScores, last_query_lines
 from minference.ops.pool.api import pooled_block_lists
 from minference.ops.select.api import LOCAL_BAND, SINK_COLUMNS
-from minference.ops.select.reference import (
+from minference.ops.select.lists import (
     columns_from_positions,
     lines_to_offsets,
     select_columns,

@@ -15,7 +15,7 @@ from minference.methods.base import Context, Method
 from minference.ops._dispatch import default_device as default_device
 from minference.ops.attention.api import check_index, sparse_attention
 from minference.ops.build import Layout, a_shape_index, assemble, dense_index
-from minference.ops.select.reference import columns_from_positions, lines_to_offsets
+from minference.ops.select.lists import columns_from_positions, lines_to_offsets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,7 +9,7 @@ from minference.ops.attention import triton as kernel
 from minference.ops.attention.api import sparse_attention
 from minference.ops.estimate.api import last_query_masses
 from minference.ops.lines.api import best_lines
-from minference.ops.select import reference
+from minference.ops.select import lists
 from minference.testing import layout_of, mixed_index, random_qkv, tolerance
 
 pytestmark = pytest.mark.gpu
@@ -62,8 +62,8 @@ def test_bf16_estimate_and_selection_of_a_long_prompt(device: torch.device) -> N
     budgets = tuple(range(0, 8000, 1000))
     lines = best_lines(q, k, layout.first, layout.stop, budgets, budgets, impl="triton")
     columns, offsets = lines.columns, lines.offsets
-    same = reference.select_columns(got[0], budgets, 30)
-    same_offsets, same_bits = reference.select_offsets(got[1], budgets, 100)
+    same = lists.select_columns(got[0], budgets, 30)
+    same_offsets, same_bits = lists.select_offsets(got[1], budgets, 100)
     assert torch.equal(lines.offset_bits, same_bits)
     for h in range(8):
         assert torch.equal(columns.row(0, h), same.row(0, h))

@@ -34,7 +34,7 @@ from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.fp8 import PRECISIONS, product_dtype
 from minference.ops.attention.samples import sample_weights
 from minference.ops.lines.api import best_lines
-from minference.ops.select.reference import offset_budget
+from minference.ops.select.lists import offset_budget
 from minference.testing import default_device, layout_of
 
 GATE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2, E4M3: 6e-2}

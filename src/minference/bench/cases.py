@@ -13,7 +13,7 @@ import torch
 from minference.head_patterns import HeadPatterns
 from minference.index import SparseIndex
 from minference.ops.build import Layout, assemble
-from minference.ops.select.reference import columns_from_positions, lines_to_offsets
+from minference.ops.select.lists import columns_from_positions, lines_to_offsets
 from minference.patterns import VerticalSlash
 from minference.testing import Lines, random_lines
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from minference.index import SparseIndex
 from minference.methods.base import Context, Method
 from minference.ops.build import assemble
-from minference.ops.select.reference import columns_from_positions, lines_to_offsets
+from minference.ops.select.lists import columns_from_positions, lines_to_offsets
 
 _COLUMNS = 1024
 

@@ -22,7 +22,7 @@ from minference.ops.estimate.api import last_query_lines
 from minference.ops.lines.api import best_lines
 from minference.ops.pool.api import pooled_block_lists
 from minference.ops.select.api import LOCAL_BAND, SINK_COLUMNS, select_columns
-from minference.ops.select.reference import local_offsets, offset_budget, select_distances
+from minference.ops.select.lists import local_offsets, offset_budget, select_distances
 from minference.patterns import AShape, BlockSparse, Dense, Pattern, TriShape, VerticalSlash
 
 SELECTIONS = ("budget", "lines")

@@ -12,7 +12,7 @@ from minference.index import SparseIndex
 from minference.methods.base import Context, Method
 from minference.ops.build import assemble
 from minference.ops.estimate.api import last_query_lines
-from minference.ops.select.reference import (
+from minference.ops.select.lists import (
     columns_from_positions,
     lines_to_offsets,
     top_flags,

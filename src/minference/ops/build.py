@@ -16,7 +16,7 @@ from minference.index import (
     SparseIndex,
     device_ints,
 )
-from minference.ops.select.reference import local_offsets, offset_slots, offsets_from_flags
+from minference.ops.select.lists import local_offsets, offset_slots, offsets_from_flags
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from minference.index import BLOCK, TILE
 from minference.ops.select.api import LOCAL_BAND, SINK_COLUMNS
-from minference.ops.select.reference import local_offsets, offset_budget
+from minference.ops.select.lists import local_offsets, offset_budget
 from minference.patterns import AShape, BlockSparse, Dense, Pattern, VerticalSlash
 
 UNION = 1.3

@@ -21,7 +21,7 @@ from minference.methods.minference import MInference
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.dense import dense_attention
 from minference.ops.build import Layout, a_shape_index, assemble, band_offsets
-from minference.ops.select.reference import columns_from_positions
+from minference.ops.select.lists import columns_from_positions
 from minference.patterns import AShape, BlockSparse, Dense, Pattern, VerticalSlash
 from minference.search.cost import UNION, Timings, Work, prompt_work
 from minference.testing import context_for, layout_of, random_qkv

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minference.index import TILE, SparseIndex
+from minference.ops.scores import softcapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,9 +40,7 @@ def pooled_attention(
     sums = torch.zeros(cells, cells, device=q.device)
     for begin in range(0, length, TILE):
         rows = torch.arange(begin, min(begin + TILE, length), device=q.device)
-        scores = q[rows].float() * scale @ k[: begin + TILE].float().T
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
+        scores = softcapped(q[rows].float() * scale @ k[: begin + TILE].float().T, softcap)
         places = torch.arange(scores.shape[1], device=q.device)
         weights = scores.masked_fill(places > rows[:, None], -torch.inf).softmax(dim=-1)
         by_column = torch.zeros(len(rows), cells, device=q.device)

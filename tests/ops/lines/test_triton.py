@@ -7,7 +7,7 @@ from minference.index import Ragged, device_ints
 from minference.ops.estimate.triton import LineSums
 from minference.ops.lines import triton as kernel
 from minference.ops.lines.api import best_lines
-from minference.ops.select import reference
+from minference.ops.select import lists
 from minference.testing import layout_of, random_qkv
 
 # Triton's interpreter turns one-element arrays into loop bounds
@@ -44,13 +44,13 @@ def sums_of(columns: torch.Tensor, real: list[int], group: int) -> LineSums:
 def masses_of(sums: LineSums, real: list[int]) -> torch.Tensor:
     """Offset masses, tile by tile: tile m adds to the offsets m - 2 to m + 1."""
     batch, heads, n = sums.columns.shape
-    masses = torch.zeros(batch, heads, reference.offset_slots(n) + 3, device=sums.columns.device)
+    masses = torch.zeros(batch, heads, lists.offset_slots(n) + 3, device=sums.columns.device)
     for b, length in enumerate(real):
         for m in reversed(range(-(-length // 64))):
             for part in range(4):
                 if m - 1 + part >= 0:
                     masses[b, :, m - 1 + part] += sums.parts[b, :, part, m]
-    return masses[..., : reference.offset_slots(n)]
+    return masses[..., : lists.offset_slots(n)]
 
 
 def chosen(
@@ -59,7 +59,7 @@ def chosen(
     """The kernel's choice for `HEADS`, as many offsets as columns."""
     n = sums.columns.shape[2]
     limits = [min(max(budget, sink), n) for budget in budgets]
-    slots, local = reference.offset_slots(n), reference.local_offsets(90)
+    slots, local = lists.offset_slots(n), lists.local_offsets(90)
     most = [min(max(budget, local), slots) for budget in budgets]
     numbers = (limits[0], 0, most[0], limits[1], limits[0], most[1], sum(limits))
     device = first.device
@@ -83,9 +83,9 @@ def test_lists_match_sorting(length: int, group: int, kind: str, device: torch.d
     stop = torch.full_like(first, length)
     for budgets, sink in (((length // 9, length + 5), 4), ((0, 7), 0)):
         got, offsets, bits = chosen(sums, first, stop, budgets, sink)
-        assert_same(got, reference.select_columns(columns[:, HEADS], budgets, sink))
+        assert_same(got, lists.select_columns(columns[:, HEADS], budgets, sink))
         masses = masses_of(sums, real)[:, HEADS]
-        expected, expected_bits = reference.select_offsets(masses, budgets, 90)
+        expected, expected_bits = lists.select_offsets(masses, budgets, 90)
         assert_same(offsets, expected)
         assert torch.equal(bits, expected_bits)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minference.index import pack_bits
 from minference.ops.select.api import select_columns, select_offsets
-from minference.ops.select.reference import (
+from minference.ops.select.lists import (
     columns_from_positions,
     lines_to_offsets,
     local_offsets,

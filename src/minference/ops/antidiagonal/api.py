@@ -11,6 +11,7 @@ from torch import Tensor
 from minference.index import TILE, Ragged
 from minference.ops.build import Layout
 from minference.ops.checks import check_qkv
+from minference.ops.scores import softcapped
 from minference.ops.tiles.lists import (
     fewest,
     key_tiles,
@@ -115,9 +116,9 @@ def _masses(
     rows = (rows * (scale / stride)).unflatten(2, (-1, stride)).flip(3).flatten(3)
     real = real.unflatten(1, (-1, stride)).any(dim=-1)
     packed = rows.reshape(batch, keys.shape[1], -1, rows.shape[3])
-    scores = (packed @ keys.transpose(2, 3)).view(batch, heads, real.shape[1], -1)
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = softcapped(
+        (packed @ keys.transpose(2, 3)).view(batch, heads, real.shape[1], -1), softcap
+    )
     size = TILE // stride
     row = (tile_numbers(layout, tiles)[..., None] * size).expand(-1, -1, size)
     row = (row + torch.arange(size, device=q.device)).flatten(1)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from minference.index import TILE
+from minference.ops.scores import softcapped
 
 
 def strided_scores(
@@ -43,9 +44,7 @@ def antidiagonal_masses(
     real[begin:length] = True
     rows, columns = (torch.nn.functional.pad(x, room).unflatten(0, (-1, stride)) for x in (q, k))
     rows = rows * real.unflatten(0, (-1, stride))[..., None]
-    scores = strided_scores(rows, columns, scale)
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = softcapped(strided_scores(rows, columns, scale), softcap)
     later = torch.ones_like(scores, dtype=torch.bool).triu(1)
     weights = scores.masked_fill(later, -torch.inf).softmax(dim=-1)
     weights *= real.unflatten(0, (-1, stride)).any(dim=-1)[:, None]

@@ -23,6 +23,7 @@ from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.fp8 import check_precision
 from minference.ops.build import Layout, dense_index
 from minference.ops.checks import check_sinks
+from minference.ops.scores import softcapped
 
 HALVES = (torch.float16, torch.bfloat16)
 ROWS = 1024
@@ -233,9 +234,7 @@ def _exact(
         scores = torch.bmm(heads.flatten(0, 1), k.flatten(0, 1).mT, out_dtype=torch.float32)
     else:
         scores = heads.float() @ k.float().mT
-    scores = scores.view(*q.shape[:3], -1) * scale
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = softcapped(scores.view(*q.shape[:3], -1) * scale, softcap)
     scores = scores.masked_fill(~mask, -torch.inf)
     if sinks is not None:
         sink = sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minference.index import SparseIndex
 from minference.ops.build import Layout
+from minference.ops.scores import softcapped
 
 
 def sample_rows(q_len: int, count: int, device: torch.device | str = "cpu") -> Int[Tensor, " R"]:
@@ -59,9 +60,7 @@ def dense_rows(
         seen = (places >= layout.first[b]) & (places <= asked) & (asked < layout.stop[b])
         for h in range(heads):
             kv_head = h * k.shape[1] // heads
-            scores = q[b, h, rows].float() * scale @ k[b, kv_head].float().T
-            if softcap:
-                scores = softcap * torch.tanh(scores / softcap)
+            scores = softcapped(q[b, h, rows].float() * scale @ k[b, kv_head].float().T, softcap)
             scores = scores.masked_fill(~seen, -torch.inf)
             total = scores.logsumexp(dim=-1)
             if sinks is not None:

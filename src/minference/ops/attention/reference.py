@@ -6,6 +6,7 @@ from torch import Tensor
 
 from minference.index import TILE, SparseIndex
 from minference.ops.attention.fp8 import round_weights, rounded_qkv
+from minference.ops.scores import softcapped
 
 
 def sparse_attention(
@@ -39,9 +40,7 @@ def sparse_attention(
                 mask = index.tile_mask(b, h * index.heads // heads, tile)
                 mask = mask[a - tile * TILE : z - tile * TILE, :z]
                 keys, values = (x[b, kv_head, first : first + z].float() for x in (k, v))
-                scores = q[b, h, here].float() @ keys.T * scale
-                if softcap:
-                    scores = softcap * torch.tanh(scores / softcap)
+                scores = softcapped(q[b, h, here].float() @ keys.T * scale, softcap)
                 scores = scores.masked_fill(~mask, -torch.inf)
                 lse[b, h, here] = scores.logsumexp(dim=-1)
                 weights = scores.softmax(dim=-1).masked_fill(~mask.any(dim=-1)[:, None], 0.0)

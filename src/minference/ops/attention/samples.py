@@ -8,6 +8,7 @@ from torch import Tensor
 
 from minference.index import BLOCK, TILE, SparseIndex
 from minference.index_samples import sample_keys, sample_stride
+from minference.ops.scores import softcapped
 
 LARGEST = 14 * math.log(2)
 """Logarithm of the most that a sample counts, in units of a row's own keys: weights are rounded to
@@ -53,9 +54,7 @@ def join_samples(
                 own = slice(h * share, (h + 1) * share)
                 kv_head = h * k.shape[1] // index.heads
                 some_k, some_v = (x[b, kv_head, first + keys].float() for x in (k, v))
-                scores = q[b, own, here].float() @ some_k.T * scale
-                if softcap:
-                    scores = softcap * torch.tanh(scores / softcap)
+                scores = softcapped(q[b, own, here].float() @ some_k.T * scale, softcap)
                 left_out = index.tile_blocks(b, h, tile)[keys // BLOCK] == 0
                 weights = sample_weights(
                     scores, lse[b, own, here], left_out, stride, index.sample_share

@@ -17,6 +17,7 @@ from torch.nn.functional import threshold
 from minference.index import BLOCK, BOTH_HALVES, TILE, WHOLE, SparseIndex
 from minference.index_tiles import tile_halves
 from minference.ops.attention.fp8 import round_weights, rounded_qkv
+from minference.ops.scores import softcap_
 
 SCORES = 1 << 20
 """Scores of a batch of tiles, at most: what a core's cache still holds."""
@@ -238,8 +239,7 @@ def _attend(
         flat = scores.flatten(1, 2)
         gathered = scratch.gather("keys", k, there)
         torch.bmm(asked.flatten(1, 2), gathered.transpose(1, 2), out=flat)
-        if softcap:
-            scores.div_(softcap).tanh_().mul_(softcap)
+        softcap_(scores, softcap)
         _hide(scores, keys, queries, doubtful, window, sink)
         if lse is not None:
             total = scores.logsumexp(dim=-1).transpose(0, 1)

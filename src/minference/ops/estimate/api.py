@@ -9,7 +9,7 @@ from torch import Tensor
 from minference.ops._dispatch import check_impl, resolve_impl
 from minference.ops.checks import check_qkv
 from minference.ops.estimate.reference import ROWS, LineScores, MassScores, distances_to_offsets
-from minference.ops.select.reference import offset_slots
+from minference.ops.select.lists import offset_slots
 
 
 def last_query_lines(

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import BLOCK, TILE
-from minference.ops.select.reference import offset_slots
+from minference.ops.scores import softcapped
+from minference.ops.select.lists import offset_slots
 
 ROWS = 64
 
@@ -56,9 +57,9 @@ def last_query_lines(
             distance_sums = torch.zeros(end - begin, device=q.device)
             for i in queries:
                 position = i - begin
-                scores = keys[: position + 1] @ q[b, h, i - shift].float() * scale
-                if softcap:
-                    scores = softcap * torch.tanh(scores / softcap)
+                scores = softcapped(
+                    keys[: position + 1] @ q[b, h, i - shift].float() * scale, softcap
+                )
                 weights = scores.softmax(dim=0)
                 row_sums[: position + 1] += weights
                 distance_sums[: position + 1] += weights.flip(0)

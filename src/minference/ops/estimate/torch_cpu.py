@@ -5,14 +5,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.ops.estimate.reference import ROWS, LineScores
+from minference.ops.scores import softcapped
 
 
 def _weights(
     q: Float[Tensor, "G R D"], k: Float[Tensor, "P D"], scale: float, softcap: float
 ) -> Float[Tensor, "G R P"]:
-    scores = (q.flatten(0, 1).float() * scale) @ k.float().T
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = softcapped((q.flatten(0, 1).float() * scale) @ k.float().T, softcap)
     scores = scores.view(*q.shape[:2], -1)
     corner = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).triu(1)
     scores[..., -q.shape[1] :].masked_fill_(corner, -torch.inf)

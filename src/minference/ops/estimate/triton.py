@@ -17,7 +17,7 @@ from minference.index import BLOCK
 from minference.ops._kernel import kernel
 from minference.ops._triton import at_once, log2_scaling, padded_dim
 from minference.ops.estimate.reference import ROWS, MassScores
-from minference.ops.select.reference import offset_slots
+from minference.ops.select.lists import offset_slots
 
 HEADS_AT_ONCE = 4
 GROUPS_AT_MOST = 1 << 13

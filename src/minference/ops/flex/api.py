@@ -9,6 +9,7 @@ from minference.index import TILE, Ragged
 from minference.ops.build import Layout
 from minference.ops.checks import check_qkv
 from minference.ops.estimate.api import last_query_lines
+from minference.ops.scores import softcapped
 from minference.ops.tiles.lists import (
     fewest,
     key_tiles,
@@ -113,10 +114,6 @@ def _means(
     return sums / count[:, None, :, None]
 
 
-def _capped(scores: Tensor, softcap: float) -> Tensor:
-    return softcap * torch.tanh(scores / softcap) if softcap else scores
-
-
 def _last_pooled(
     q: Tensor, means: Tensor, layout: Layout, scale: float, softcap: float
 ) -> Float[Tensor, "B H keys"]:
@@ -129,7 +126,7 @@ def _last_pooled(
     wide = row.clamp(0, q_len - 1)[:, None, :, None].expand(-1, heads, -1, dim)
     last = q.gather(2, wide).masked_fill_(~real[:, None, :, None], 0)
     last = _means(last, real).view(batch, means.shape[1], -1, dim)
-    scores = _capped(last @ means.transpose(2, 3) * scale, softcap).view(batch, heads, -1)
+    scores = softcapped(last @ means.transpose(2, 3) * scale, softcap).view(batch, heads, -1)
     number = torch.arange(means.shape[2], device=q.device)
     future = number * TILE >= (layout.stop - layout.first)[:, None]
     return scores.masked_fill(future[:, None], -torch.inf).softmax(dim=-1)
@@ -196,7 +193,7 @@ def _tile_scores(
     """Causal softmax weights between means of query tiles and of key tiles; zeros for tiles
     without queries."""
     rows, real = queries_of_tiles(q, layout, range(layout.chunk_tiles))
-    scores = _capped(_means(rows, real) @ means.transpose(2, 3) * scale, softcap)
+    scores = softcapped(_means(rows, real) @ means.transpose(2, 3) * scale, softcap)
     scores = scores.masked_fill((_tile_distance(layout) < 0)[:, None], -torch.inf)
     held = real.unflatten(1, (-1, TILE)).any(dim=-1)
     return scores.softmax(dim=-1).masked_fill_(~held[:, None, :, None], 0)

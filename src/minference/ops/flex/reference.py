@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from minference.index import TILE
+from minference.ops.scores import softcapped
 
 
 def tile_means(x: Float[Tensor, "P D"]) -> Float[Tensor, "tiles D"]:
@@ -28,11 +29,6 @@ def divergence(p: Float[Tensor, " n"], q: Float[Tensor, " n"]) -> Float[Tensor, 
     middle = (p + q) / 2
     parts = [torch.where(x > 0, x * (x / middle).log(), 0.0).sum() for x in (p, q)]
     return (0.5 * parts[0] + 0.5 * parts[1]).clamp(min=0).sqrt()
-
-
-def capped(scores: Tensor, softcap: float) -> Tensor:
-    """Scores under a soft cap; 0 for none."""
-    return softcap * torch.tanh(scores / softcap) if softcap else scores
 
 
 def lines_needed(weights: Float[Tensor, " n"], gamma: float) -> int:
@@ -58,7 +54,7 @@ def flex_tiles(
     """Key tiles of every query tile of a whole prompt, and whether the head is query-aware."""
     length = len(q)
     last = q[-TILE:].float()
-    scores = capped(last @ k.float().T * scale, softcap)
+    scores = softcapped(last @ k.float().T * scale, softcap)
     later = torch.arange(length) > torch.arange(length - len(last), length)[:, None]
     weights = scores.masked_fill(later, -torch.inf).softmax(dim=-1)
     columns = weights.mean(dim=0)
@@ -66,7 +62,7 @@ def flex_tiles(
     for row, own in enumerate(weights):
         position = length - len(last) + row
         slashes[: position + 1] += own[: position + 1].flip(0) / len(last)
-    pooled = capped(last.mean(dim=0) @ tile_means(k).T * scale, softcap).softmax(dim=-1)
+    pooled = softcapped(last.mean(dim=0) @ tile_means(k).T * scale, softcap).softmax(dim=-1)
     aware = bool(divergence(pooled, tile_sums(columns)) < tau)
     tiles = len(pooled)
     chosen = torch.zeros(tiles, tiles, dtype=torch.bool)
@@ -78,7 +74,7 @@ def flex_tiles(
             for tile in range(number, tiles):
                 chosen[tile, number if kind == "column" else tile - number] = True
     if aware:
-        scores = capped(tile_means(q) @ tile_means(k).T * scale, softcap)
+        scores = softcapped(tile_means(q) @ tile_means(k).T * scale, softcap)
         future = torch.ones_like(chosen).triu(1)
         share = scores.masked_fill(future, -torch.inf).softmax(dim=-1).flatten() / tiles
         best = share.sort(descending=True, stable=True).indices[: lines_needed(share, gamma)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from minference.index import BLOCK, TILE, Ragged
 from minference.ops.build import Layout
 from minference.ops.groups.plan import GROUP, GROUP_TILES, group_count
+from minference.ops.scores import softcapped
 
 GUARD_SLOTS = 256
 """Most guarded rows of a KV head and call, each for all its query heads; evenly spread groups."""
@@ -104,8 +105,9 @@ def kept_shares(
                 continue
             place = row + first - (layout.kv_len - layout.q_len)
             asked = q[b, :, place].float().unflatten(0, (k.shape[1], -1)) * scale
-            scores = asked @ k[b, :, first : first + real].float().transpose(1, 2)
-            scores = softcap * (scores / softcap).tanh() if softcap else scores
+            scores = softcapped(
+                asked @ k[b, :, first : first + real].float().transpose(1, 2), softcap
+            )
             dense = scores.masked_fill(keys > row, float("-inf")).softmax(dim=-1)
             dense = torch.nn.functional.pad(dense, (0, -real % BLOCK))
             dense = dense.unflatten(-1, (-1, BLOCK)).sum(dim=-1)

@@ -21,6 +21,7 @@ from minference.ops.groups.plan import (
     near_blocks,
     spread_rows,
 )
+from minference.ops.scores import softcapped
 
 
 def read_keys(
@@ -102,8 +103,7 @@ def row_scores(
     rows: Tensor, keys: Tensor, positions: Tensor, size: int, scale: float, softcap: float
 ) -> Float[Tensor, "B Hkv S R n"]:
     """Scores of cells of `size` keys, from the row of their first key on; -inf before."""
-    scores = rows @ keys[:, :, None].transpose(3, 4) * scale
-    scores = softcap * (scores / softcap).tanh() if softcap else scores
+    scores = softcapped(rows @ keys[:, :, None].transpose(3, 4) * scale, softcap)
     begin = torch.arange(scores.shape[-1], device=scores.device) * size
     return scores.masked_fill(begin > positions, -math.inf)
 

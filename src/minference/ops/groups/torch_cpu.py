@@ -22,6 +22,7 @@ from minference.ops.groups.plan import (
     list_room,
     row_places,
 )
+from minference.ops.scores import softcap_
 
 STEP = 16 * BLOCK
 """Keys that are scored at once: few enough for their scores to stay in the cache."""
@@ -109,7 +110,7 @@ def _scores(
     rows: Float[Tensor, "Hkv S R D"], keys: Float[Tensor, "Hkv n D"], softcap: float
 ) -> Float[Tensor, "Hkv S R n"]:
     scores = (rows.flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, rows.shape[1:3])
-    return scores.div_(softcap).tanh_().mul_(softcap) if softcap else scores
+    return softcap_(scores, softcap)
 
 
 def _seen_scores(

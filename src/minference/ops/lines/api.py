@@ -19,7 +19,7 @@ from minference.ops.select.api import (
     select_columns,
     select_offsets,
 )
-from minference.ops.select.reference import local_offsets, offset_slots
+from minference.ops.select.lists import local_offsets, offset_slots
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from minference.index import Ragged
 from minference.ops._kernel import kernel
 from minference.ops.estimate.triton import LineSums, offset_mass
-from minference.ops.select.reference import offset_slots
+from minference.ops.select.lists import offset_slots
 
 CHUNK = 2048
 PROGRAMS = 32

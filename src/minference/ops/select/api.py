@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import Ragged
-from minference.ops.select import reference
+from minference.ops.select import lists
 
 SINK_COLUMNS = 30
 """Columns that are always kept, as published."""
@@ -53,7 +53,7 @@ def check_budgets(budgets: tuple[int, ...], heads: int) -> None:
 
 @torch.library.custom_op("minference::select_columns", mutates_args=())
 def _select_columns(scores: Tensor, budgets: list[int], sink: int) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = reference.select_columns(scores, tuple(budgets), sink)
+    chosen = lists.select_columns(scores, tuple(budgets), sink)
     return chosen.values, chosen.start, chosen.count
 
 
@@ -66,7 +66,7 @@ def _(scores, budgets, sink):  # noqa: ANN001, ANN202
 def _select_offsets(
     masses: Tensor, budgets: list[int], local: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    chosen, bits = reference.select_offsets(masses, tuple(budgets), local)
+    chosen, bits = lists.select_offsets(masses, tuple(budgets), local)
     return chosen.values, chosen.start, chosen.count, bits
 
 
