@@ -22,13 +22,14 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 RUN_ARGS ?= --seed 0
 
-.PHONY: run demo help venv test test-demo test-lm-eval test-vllm test-vllm-cuda shapes lint format types check docs docs-serve clean
+.PHONY: run demo help venv test test-demo test-transformers test-lm-eval test-vllm test-vllm-cuda shapes lint format types check docs docs-serve clean
 
 help:
 	@echo 'make run    the shipped model answers from 16K tokens, dense and sparse side by side'
 	@echo 'make demo   the same as a page in the browser'
 	@echo 'make test   all tests that this machine can run'
 	@echo 'make test-demo the page in Chromium, which must be there (400 MB more in .venv)'
+	@echo 'make test-transformers  the tests of transformers with its versions $(TRANSFORMERS) (250 MB each)'
 	@echo 'make test-lm-eval RULER through lm-eval, in an environment of its own (650 MB)'
 	@echo 'make test-vllm the tests that run vLLM on the CPU, in an environment of their own (3.5 GB)'
 	@echo 'make test-vllm-cuda  the CUDA backend with the classes of vLLM $(VLLM_CUDA_VERSION), without a GPU (300 MB)'
@@ -62,6 +63,16 @@ demo: $(DEMO_READY)
 # Chromium: apt-get install chromium
 test-demo: $(DEMO_READY)
 	$(BIN)/python -m pytest -q tests/demo
+
+# the oldest transformers that is served and the newest that was tried
+TRANSFORMERS ?= 5.5.3 5.23.0
+test-transformers: $(READY)
+	for version in $(TRANSFORMERS); do \
+	  own=$(VENV)/transformers-$$version; \
+	  test -d $$own || $(BIN)/python -m pip install -q --target $$own transformers==$$version 'numpy<2.4' || exit; \
+	  PYTHONPATH=$$own $(BIN)/python -m pytest -q $(PYTEST_ARGS) tests/integrations/transformers \
+	    tests/cli tests/demo tests/eval tests/search tests/test_examples.py || exit; \
+	done
 
 $(LM_EVAL_READY): pyproject.toml constraints.txt constraints-lm-eval.txt
 	test -x $(LM_EVAL)/bin/python || $(PYTHON) -m venv $(LM_EVAL)

@@ -22,7 +22,7 @@ import minference
 from minference.index import SparseIndex
 from minference.methods import Context, Method
 from minference.ops.build import assemble, band_offsets
-from minference.ops.select.reference import columns_from_positions
+from minference.ops.select.lists import columns_from_positions
 from minference.testing import check_method, tiny_model
 
 

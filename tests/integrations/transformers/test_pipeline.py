@@ -17,13 +17,12 @@ LONG = "The quick brown fox jumps over the lazy dog. " * 20
 @pytest.mark.parametrize(("prompt", "max_length"), [("Hi there", 10), (LONG, 910)])
 def test_the_published_call_works_as_written(prompt: str, max_length: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(NEEDLE)
-    model = tiny_model()
-    model.generation_config.do_sample = False
-    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
-    expected = pipe(prompt, max_length=max_length)
+    pipe = pipeline("text-generation", model=tiny_model(), tokenizer=tokenizer)
+    how = {"max_length": max_length, "do_sample": False}
+    expected = pipe(prompt, **how)
     patch = MInference("minference", "Qwen/Qwen2.5-7B-Instruct-1M")
     pipe.model = patch(pipe.model)
-    assert pipe(prompt, max_length=max_length) == expected
+    assert pipe(prompt, **how) == expected
     assert expected[0]["generated_text"].startswith(prompt)
     assert len(expected[0]["generated_text"]) > len(prompt)
     pipe.model.minference.detach()
