@@ -115,7 +115,10 @@ def make_row(rng: Random, phase: Phase) -> tuple[np.ndarray, np.ndarray, dict[in
     kinds = np.repeat(
         np.array([kind for _, kind in pieces], np.uint8), [len(text) for text, _ in pieces]
     )
-    return _pad(rng, data, phase.length), _pad(None, kinds, phase.length), tasks
+    data, kinds = _pad(rng, data, phase.length), _pad(None, kinds, phase.length)
+    # an answer that the row's end cuts off cannot be right or wrong
+    whole = set(kinds[data == ord("\n")].tolist())
+    return data, kinds, {kind: task for kind, task in tasks.items() if kind in whole}
 
 
 def _samples(rng: Random, phase: Phase) -> list[Sample]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minference.eval.facts import check_same, content_hash, run_facts
+from minference.eval.facts import check_same, check_same_texts, content_hash, run_facts
 from minference.eval.records import FILE_NAME, Records
 from minference.eval.runner import Subject
 from minference.head_patterns import default_patterns
@@ -47,6 +47,23 @@ def test_a_label_that_means_another_method_is_refused(tmp_path: Path, subject: S
     with pytest.raises(ValueError, match=r"tab\.json with other patterns or options .* -o"):
         check_same(records, run_facts(subject, specs, ""))
     check_same(records, run_facts(subject, SPECS, ""))
+
+
+def test_other_texts_are_refused(tmp_path: Path, subject: Subject) -> None:
+    facts = run_facts(subject, SPECS, "") | {"texts": "a"}
+    records = begin(tmp_path, facts)
+    check_same_texts(records, facts)
+    check_same_texts(records, facts | {"python": "3.99.0"})  # the same texts came with it
+    with pytest.raises(ValueError, match=r"prompts with the texts of Python 3.* -o"):
+        check_same_texts(records, facts | {"texts": "b"})
+
+
+def test_before_texts_were_noted_the_python_counts(tmp_path: Path, subject: Subject) -> None:
+    facts = run_facts(subject, SPECS, "")
+    records = begin(tmp_path, facts)
+    check_same_texts(records, facts | {"texts": "a"})
+    with pytest.raises(ValueError, match=r"those of this Python 3\.99\.0 are others"):
+        check_same_texts(records, facts | {"texts": "a", "python": "3.99.0"})
 
 
 def test_a_folder_of_an_earlier_version_is_gone_on_with_and_says_what_it_lacks(

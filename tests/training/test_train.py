@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
+import pytest
 import torch
 
+from minference.eval.tasks import make_sample
+from training import data
 from training.config import FULL, TINY, TINY_SHAPE, ModelShape
 from training.data import ANSWER, Batch, make_batch
 from training.export import load_weights
@@ -57,6 +61,15 @@ def test_answers_are_marked_with_their_task() -> None:
         assert text.startswith(" ")
         assert text.endswith("\n")
         assert len(text) >= 4, task
+
+
+def test_an_answer_that_the_rows_end_cuts_off_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = make_sample("key_value", 1024, 0, "train", num_questions=4, placement="end")
+    monkeypatch.setattr(data, "_samples", lambda rng, phase: [sample])
+    length = len(sample.solved()[0]) - 4
+    row, kinds, tasks = data.make_row(Random(0), replace(FULL.at(0)[0], length=length))
+    assert row.shape == kinds.shape == (length,)
+    assert list(tasks) == [ANSWER, ANSWER + 1, ANSWER + 2]
 
 
 def test_exact_by_task_counts_whole_answers() -> None:

@@ -49,6 +49,26 @@ def run_facts(subject: Subject, specs: Sequence[MethodSpec], command: str) -> Re
     }
 
 
+def check_same_texts(records: Records, facts: Record) -> None:
+    """Refuses a folder whose prompts hide their facts in other texts.
+
+    Args:
+        records: of the folder.
+        facts: of this run, with the hash of its `texts`; earlier versions noted their Python alone.
+
+    Raises:
+        ValueError: other texts.
+    """
+    for run in records.of("run"):
+        kind = "texts" if "texts" in run else "python"
+        if run.get(kind, facts[kind]) != facts[kind]:
+            raise ValueError(
+                f"{records.path} holds answers to prompts with the texts of Python "
+                f"{run.get('python')}, and those of this Python {facts['python']} are others; go "
+                "on with that one, or name another folder with -o"
+            )
+
+
 def check_same(records: Records, facts: Record) -> None:
     """Refuses a folder with results of another model, or of a label that meant another method.
 

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minference.eval.facts import check_same, run_facts
+from minference.eval.facts import check_same, check_same_texts, content_hash, run_facts
 from minference.eval.plan import Cell, draw, draw_all
 from minference.eval.records import Record, Records, key_of
 from minference.eval.scoring import Reading, encode, read_sample
 from minference.eval.tasks import Sample
 from minference.eval.tasks.draft import Measure
+from minference.eval.tasks.haystack import documents
 from minference.methods import Method, Static
 from minference.methods.spec import MethodSpec, build_method
 
@@ -77,11 +78,13 @@ def run_cells(
         workers: processes that write prompts ahead of the model; 0 writes them in turn.
 
     Raises:
-        ValueError: the folder holds results of another model or of another method of the same
-            label, or a method refuses its options.
+        ValueError: the folder holds results of another model, of another method of the same label
+            or of prompts with other texts, or a method refuses its options.
     """
     records, facts = Records.open(folder), run_facts(subject, specs, command)
+    facts["texts"] = content_hash(documents(held_out=True))
     check_same(records, facts)
+    check_same_texts(records, facts)
     todo = [(cell, seed) for cell in cells for seed in range(cell.prompts)]
     done = records.done()
     work = [
