@@ -29,7 +29,7 @@ part 120 index "$python" benchmarks/index_time.py --out "$OUT/index.jsonl"
 part 120 index "$python" benchmarks/break_even.py --out "$OUT/break_even.jsonl"
 part 120 variants "$python" benchmarks/triton_variants.py --out "$OUT/triton_variants.jsonl"
 part 300 sanitize bash benchmarks/sanitize.sh
-bench() { local limit=$1 name=$2; shift 2; part "$limit" "$name" "$python" -m minference.cli bench "$@"; }
+bench() { local limit=$1 name=$2; shift 2; part "$limit" "$name" "$python" -m minference bench "$@"; }
 bench 300 attention attention --lengths 8k 16k 32k 64k 128k --impls hopper triton \
   --out "$OUT/attention.jsonl"
 bench 90 attention attention --lengths 128k --impls hopper triton --dim 64 --seeds 0 \

@@ -35,7 +35,7 @@ for share in $SHARES; do ablation ablation "$share"; done
 part 120 planted "$python" benchmarks/search_planted.py --length 16k --heads 50 \
   --out "$to/search_planted.jsonl"
 part 200 8b "$python" benchmarks/search_8b.py --length 32k --spaces wide --out "$to/search_8b.jsonl"
-find() { "$python" -m minference.cli search models/needle --tasks "$tasks" --lengths 16k,32k "$@"; }
+find() { "$python" -m minference search models/needle --tasks "$tasks" --lengths 16k,32k "$@"; }
 export -f find
 export python tasks
 for objective in output mass; do

@@ -25,6 +25,7 @@ FLOOR_OF = {
     "bench": 5,
     "viz": 5,
     "cli": 6,
+    "__main__": 7,
     "demo": 6,
 }
 FLOOR_0 = {

@@ -62,6 +62,28 @@ def test_the_core_needs_torch_alone_and_leaves_cuda_be() -> None:
     assert out.split() == ["False", minference.get_support_models()[0]]
 
 
+@pytest.mark.parametrize("name", ["MInference", "attach"])
+def test_what_needs_transformers_says_so(name: str) -> None:
+    out = run(
+        "import minference\n"
+        f"try: from minference import {name}\n"
+        "except minference.MissingDependencyError as error: print(error)"
+    )
+    told = "transformers is needed here and is not installed: pip install 'minference[hf]'"
+    assert out.splitlines() == [told]
+
+
+def test_the_command_says_what_it_needs() -> None:
+    out = run(
+        "import runpy\n"
+        "sys.stderr = sys.stdout\n"
+        "try: runpy.run_module('minference', run_name='__main__')\n"
+        "except SystemExit as stopped: print(stopped.code)"
+    )
+    told = "error: typer is needed here and is not installed: pip install 'minference[cli]'"
+    assert out.splitlines() == [told, "2"]
+
+
 def test_all_names_each_export_once() -> None:
     assert minference.__all__ == sorted(minference.__all__)
     assert set(minference.__all__) == {*minference._EXPORTS, "__version__"}

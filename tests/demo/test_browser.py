@@ -36,7 +36,7 @@ SLOW = 240_000  # milliseconds for two prefills on a busy machine
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The demo of the shipped model, as a user starts it; it must leave nothing behind."""
     folder = tmp_path_factory.mktemp("temporary")
-    command = [sys.executable, "-m", "minference.cli", "demo", "models/needle", "--json"]
+    command = [sys.executable, "-m", "minference", "demo", "models/needle", "--json"]
     source = str(Path(minference.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
     env["TMPDIR"] = str(folder)
@@ -136,7 +136,7 @@ def test_own_text_is_text_and_no_markup(page: Any, tmp_path: Path) -> None:
 
 def test_a_taken_port_is_one_sentence(address: str) -> None:
     port = address.rstrip("/").rpartition(":")[2]
-    command = [sys.executable, "-m", "minference.cli", "demo", "models/needle", "--port", port]
+    command = [sys.executable, "-m", "minference", "demo", "models/needle", "--port", port]
     env = {**os.environ, "PYTHONPATH": str(Path(minference.__file__).parents[1])}
     done = subprocess.run(
         [*command, "--quiet"], cwd=ROOT, env=env, capture_output=True, text=True, check=False

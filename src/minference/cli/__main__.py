@@ -1,5 +1,0 @@
-"""`python -m minference.cli`."""
-
-from minference.cli import main
-
-main()
