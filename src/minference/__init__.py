@@ -83,10 +83,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _EXPORTS[name] == "minference.integrations.transformers":
-        from minference.errors import require
-
-        require("transformers", "hf")
     module = importlib.import_module(_EXPORTS[name])
     return module if _EXPORTS[name] == f"{__name__}.{name}" else getattr(module, name)
 

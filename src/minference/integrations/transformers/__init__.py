@@ -3,6 +3,10 @@
 Importing this package registers `attn_implementation="minference"`, which then works by name.
 """
 
+from minference.errors import require
+
+require("transformers", "hf")
+
 from minference.integrations.transformers.attach import attach
 from minference.integrations.transformers.handle import Handle
 from minference.integrations.transformers.host_cache import HostCache
