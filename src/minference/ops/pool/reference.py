@@ -26,8 +26,7 @@ def best_blocks(
     """For each 64-row block of one head's whole prompt, its `topk` causal key blocks, ascending.
 
     With `keep_ends` the row's own block and block 0 are always among them, so that there are at
-    least two where there can be. Ties go to the smaller
-    block.
+    least two where there can be. Ties go to the smaller block.
     """
     scores = block_means(q) @ block_means(k).T
     topk = max(topk, ENDS) if keep_ends else topk
