@@ -9,7 +9,8 @@ from minference.functional import (
     streaming_forward,
     vertical_slash_sparse_attention,
 )
-from minference.testing import lines_mask, masked_attention, random_qkv
+from minference.ops.attention.dense import dense_attention
+from minference.testing import lines_mask, masked_attention, random_qkv, tolerance
 
 IMPLS = ["reference", "torch"]
 
@@ -118,6 +119,17 @@ def test_bad_lines_are_named(vertical, slash, error, message: str) -> None:  # n
     q, k, v = random_qkv(4, 2, 70)
     with pytest.raises(error, match=message):
         vertical_slash_sparse_attention(q, k, v, vertical, slash)
+
+
+def test_counts_beyond_the_prompt_are_the_prompt() -> None:
+    q, k, v = random_qkv(4, 2, 300)
+    huge, dense = 10**30, dense_attention(q, k, v)
+    for out in (
+        vertical_slash_sparse_attention(q, k, v, huge, huge),
+        block_sparse_attention(q, k, v, huge),
+        streaming_forward(q, k, v, huge, huge),
+    ):
+        torch.testing.assert_close(out, dense, **tolerance(q.dtype))
 
 
 @pytest.mark.parametrize(

@@ -62,13 +62,13 @@ def vertical_slash_sparse_attention(
         return last_query_lines(q, k, layout.first, layout.stop, impl=impl)
 
     if isinstance(vertical_topk, int):
-        budgets = _counts("vertical_topk", vertical_topk, q, least=0)
+        budgets = _counts("vertical_topk", vertical_topk, layout, q.shape[1], least=0)
         columns = select_columns(estimate().columns, budgets, SINK_COLUMNS)
     else:
         _check_lines("vertical_topk", vertical_topk, q, k)
         columns = columns_from_positions(vertical_topk, layout.kv_len)
     if isinstance(slash, int):
-        budgets = _counts("slash", slash, q, least=1)
+        budgets = _counts("slash", slash, layout, q.shape[1], least=1)
         offsets = select_distances(estimate().slashes, budgets, LOCAL_BAND)
     else:
         _check_lines("slash", slash, q, k)
@@ -95,7 +95,7 @@ def block_sparse_attention(
     """
     check_qkv(q, k, v)
     layout = _whole(q, k)
-    budgets = _counts("topk", topk, q, least=1)
+    budgets = _counts("topk", topk, layout, q.shape[1], least=1)
     lists = pooled_block_lists(q, k, layout.first, layout.stop, budgets, keep_ends=False)
     index = assemble(layout, q.shape[1], blocks=lists, group_tiles=1)
     return sparse_attention(q, k, v, index, impl=impl)
@@ -117,9 +117,10 @@ def streaming_forward(
         ValueError: shapes that do not fit, init_num below 0 or local_window_num below 1.
     """
     check_qkv(q, k, v)
-    sinks = _counts("init_num", init_num, q, least=0)
-    windows = _counts("local_window_num", local_window_num, q, least=1)
-    return sparse_attention(q, k, v, a_shape_index(_whole(q, k), sinks, windows), impl=impl)
+    layout = _whole(q, k)
+    sinks = _counts("init_num", init_num, layout, q.shape[1], least=0)
+    windows = _counts("local_window_num", local_window_num, layout, q.shape[1], least=1)
+    return sparse_attention(q, k, v, a_shape_index(layout, sinks, windows), impl=impl)
 
 
 def _whole(q: Tensor, k: Tensor) -> Layout:
@@ -127,12 +128,13 @@ def _whole(q: Tensor, k: Tensor) -> Layout:
     return Layout(first, stop, q.shape[2], k.shape[2])
 
 
-def _counts(name: str, value: int, q: Tensor, *, least: int) -> tuple[int, ...]:
+def _counts(name: str, value: int, layout: Layout, heads: int, *, least: int) -> tuple[int, ...]:
+    """The same count for every head, at most that of the keys."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
-    return (value,) * q.shape[1]
+    return (min(value, layout.kv_len),) * heads
 
 
 def _check_lines(name: str, lines: Tensor, q: Tensor, k: Tensor) -> None:

@@ -22,23 +22,26 @@ def check_sinks(q: Tensor, sinks: object) -> None:
 
 
 def check_qkv(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
-    """Raise ValueError unless the tensors can be attended with: what, expected, got, remedy."""
+    """Raise ValueError unless the tensors can be attended with, TypeError for what is no tensor."""
     named = {"q": q, "k": k} | ({} if v is None else {"v": v})
     for name, x in named.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a torch tensor, got {type(x).__name__}")
         if x.dim() != 4:
             raise ValueError(
                 f"{name} must have 4 dimensions [batch, heads, length, head_dim], got shape "
                 f"{list(x.shape)}; add or merge dimensions"
             )
-        if x.dtype != q.dtype or x.dtype not in DTYPES:
+        if x.dtype not in DTYPES:
             allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-            raise ValueError(
-                f"{name} must share one dtype of {allowed} with q, got {x.dtype} beside q's "
-                f"{q.dtype}; cast it"
-            )
+            raise ValueError(f"{name} must be of dtype {allowed}, got {x.dtype}; cast it")
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name} must have q's dtype {q.dtype}, got {x.dtype}; cast it")
         if x.device != q.device:
             raise ValueError(f"{name} must be on {q.device} like q, got {x.device}; move it")
     batch, heads, q_len, dim = q.shape
+    if heads == 0 or dim == 0:
+        raise ValueError(f"q must have a head and a head_dim of at least 1, got {list(q.shape)}")
     if v is not None and v.shape != k.shape:
         raise ValueError(f"v must have k's shape {list(k.shape)}, got {list(v.shape)}")
     if k.shape[0] != batch or k.shape[3] != dim:

@@ -153,8 +153,10 @@ def test_custom_operator_is_well_formed() -> None:
     ("change", "message"),
     [
         (lambda q, k, v: (q[0], k, v), r"q must have 4 dimensions"),
-        (lambda q, k, v: (q.double(), k, v), "q must share one dtype"),
-        (lambda q, k, v: (q, k.half(), v), "k must share one dtype"),
+        (lambda q, k, v: (q.double(), k, v), "q must be of dtype float16, bfloat16, float32, got"),
+        (lambda q, k, v: (q, k.half(), v), "k must have q's dtype torch.float32, got torch.float1"),
+        (lambda q, k, v: (q[:, :0], k, v), "a head and a head_dim of at least 1"),
+        (lambda q, k, v: (q[..., :0], k[..., :0], v[..., :0]), "a head and a head_dim of at"),
         (lambda q, k, v: (q, k, v[:, :, :10]), "v must have k's shape"),
         (lambda q, k, v: (q[:, :3], k, v), "multiple of k's KV heads"),
         (lambda q, k, v: (q, k[..., :8], v[..., :8]), "k must have shape"),
@@ -167,6 +169,15 @@ def test_bad_tensors_get_one_clear_error(change, message: str) -> None:  # noqa:
     index = dense_index(layout_of(q, k), 4)
     with pytest.raises(ValueError, match=message):
         sparse_attention(*change(q, k, v), index)
+
+
+def test_bad_types_are_named() -> None:
+    q, k, v = random_qkv(4, 2, 70)
+    index = dense_index(layout_of(q, k), 4)
+    with pytest.raises(TypeError, match="k must be a torch tensor, got list"):
+        sparse_attention(q, k.tolist(), v, index)
+    with pytest.raises(TypeError, match=r"index must be a SparseIndex, .* got NoneType"):
+        sparse_attention(q, k, v, None)
 
 
 def test_index_of_other_heads_is_refused() -> None:

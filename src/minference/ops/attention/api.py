@@ -108,7 +108,12 @@ def with_sinks(
 
 
 def check_index(q: Tensor, k: Tensor, index: SparseIndex) -> None:
-    """Raise ValueError unless `index` was built for such tensors."""
+    """Raise ValueError unless `index` was built for such tensors, TypeError if it is none."""
+    if not isinstance(index, SparseIndex):
+        raise TypeError(
+            f"index must be a SparseIndex, as a method's build_index gives, got "
+            f"{type(index).__name__}; dense_attention needs none"
+        )
     expected = (q.shape[0], q.shape[2], k.shape[2])
     got = (index.batch, index.q_len, index.kv_len)
     if expected != got:
