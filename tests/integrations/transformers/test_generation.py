@@ -24,11 +24,13 @@ NARROW = AShape(sink=4, local=64, min_seq_len=0)
 
 def agree(model: Any, **options: Any) -> None:
     """Sparse at full density gives the same tokens as the model alone, and a sparse run ends."""
-    expected = model.generate(IDS, **OPTIONS, **options)
+    ids = IDS.to(model.device)
+    options |= OPTIONS | {"attention_mask": torch.ones_like(ids)}
+    expected = model.generate(ids, **options)
     with minference.attach(model, FULL, dense_from=2, record=True) as handle:
-        assert torch.equal(model.generate(IDS, **OPTIONS, **options), expected)
+        assert torch.equal(model.generate(ids, **options), expected)
         assert len(handle.indices) == 4
-    assert torch.equal(model.generate(IDS, **OPTIONS, **options), expected)
+    assert torch.equal(model.generate(ids, **options), expected)
 
 
 def test_a_quantised_cache(monkeypatch: pytest.MonkeyPatch) -> None:
