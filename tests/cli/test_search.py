@@ -16,7 +16,8 @@ RUNNER = CliRunner()
 
 
 def run(model: str, out: Path, *options: str) -> Result:
-    return RUNNER.invoke(app, ["search", model, "-o", str(out), "--rows", "4", *options])
+    small = ["--rows", "4", "--cost", "counted"]
+    return RUNNER.invoke(app, ["search", model, "-o", str(out), *small, *options])
 
 
 @pytest.fixture

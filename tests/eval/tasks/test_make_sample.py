@@ -27,8 +27,9 @@ def test_make_sample_fills_the_length_and_never_exceeds_it(task: str, length: in
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_make_sample_counts_in_the_callers_tokens(task: str) -> None:
-    sample = make_sample(task, 1500, seed=1, measure=words_and_marks)
-    assert 1350 <= words_and_marks(sample.text(0)) <= 1500
+    for length, seed in ((1500, 1), (4000, 0), (4000, 1), (4000, 2)):
+        sample = make_sample(task, length, seed=seed, measure=words_and_marks)
+        assert 63 / 64 * length - 1 <= words_and_marks(sample.text(0)) <= length
 
 
 @pytest.mark.parametrize("task", MANY)

@@ -16,7 +16,9 @@ from minference.eval.tasks.vocabulary import Vocabulary
 
 Measure = Callable[[str], int]
 _TAIL_TOKENS = 1000
-_ATTEMPTS = 8
+_STEPS = 8
+_NEAR = 64
+"""A text is near the length asked for if less than one part in so many is missing."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,16 @@ class Order:
     depth: float | None = None
 
 
+@dataclass(frozen=True)
+class _Try:
+    """A sample of so many characters asked for, the size of its longest text, and its tokens."""
+
+    chars: int
+    size: int
+    tokens: int
+    sample: Sample
+
+
 def fit(order: Order, build: Builder, measure: Measure) -> Sample:
     """Builds a sample whose longest text is as long as asked, and never longer.
 
@@ -64,30 +76,43 @@ def fit(order: Order, build: Builder, measure: Measure) -> Sample:
     probe = prose(Random(0), order.split, 2000)
     per_char = max(measure(probe), 1) / len(probe)
     chars = int(order.length / per_char)
-    best, best_tokens, shortest = None, -1, order.length
-    for attempt in range(_ATTEMPTS):
-        sample = _place(order, build, chars, per_char)
-        text = _longest(sample)
-        tokens = measure(text)
-        shortest = min(shortest, tokens) if best else tokens
-        if best_tokens < tokens <= order.length:
-            best, best_tokens = sample, tokens
-        gap = order.length - tokens
+    tried: list[_Try] = []
+    for attempt in range(_STEPS):
+        found = _try(order, build, measure, chars, per_char)
+        tried.append(found)
+        gap = order.length - found.tokens
         if 0 <= gap <= order.length // 512:
-            break
+            return found.sample
         # the task's text may hold more or fewer tokens a character than prose does; a text that
         # is too long steps back further each time, since lines and pairs come in lumps
-        per_token = len(text) / max(tokens, 1)
+        per_token = found.size / max(found.tokens, 1)
         chars += int((gap if gap > 0 else (attempt + 1) * (gap - 8)) * per_token)
         if chars <= 0:
             break
-    if best is None:
+    # where no step came near, halve what is left between a text that fits and one that does not
+    for _ in range(_STEPS):
+        fitting = [own for own in tried if own.tokens <= order.length]
+        if order.length - max((own.tokens for own in fitting), default=0) <= order.length // _NEAR:
+            break
+        low = max((own.chars for own in fitting), default=0)
+        high = min((own.chars for own in tried if own.chars > low), default=low)
+        if high - low < 2:
+            break
+        tried.append(_try(order, build, measure, (low + high) // 2, per_char))
+    fitting = [own for own in tried if own.tokens <= order.length]
+    if not fitting:
         raise ValueError(
             f"task {order.task!r} with {order.num_questions} questions does not fit into length "
-            f"{order.length}: its shortest prompt found has {shortest} tokens; ask for a longer "
-            "prompt or fewer questions"
+            f"{order.length}: its shortest prompt found has {min(own.tokens for own in tried)} "
+            "tokens; ask for a longer prompt or fewer questions"
         )
-    return best
+    return max(fitting, key=lambda own: own.tokens).sample
+
+
+def _try(order: Order, build: Builder, measure: Measure, chars: int, per_char: float) -> _Try:
+    sample = _place(order, build, chars, per_char)
+    text = _longest(sample)
+    return _Try(chars, len(text), measure(text), sample)
 
 
 def _place(order: Order, build: Builder, chars: int, per_char: float) -> Sample:
