@@ -54,6 +54,24 @@ def test_a_search_writes_a_table(tmp_path: Path, tiny_folder: str, text: Path) -
     assert "4 layers, 4 heads" in shown.stdout
 
 
+def test_a_table_that_cannot_be_saved_loses_no_search(
+    tmp_path: Path, tiny_folder: str, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: HeadPatterns, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "patterns.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(HeadPatterns, "save", full)
+        done = run(tiny_folder, out, "--text", str(text))
+    assert "No space left" in str(done.exception)
+    kept = json.loads((tmp_path / ".patterns.json.partial").read_text())
+    assert kept["ended"] == ["scores/0"]
+    assert run(tiny_folder, out, "--text", str(text)).exit_code == 0
+    assert not (tmp_path / ".patterns.json.partial").exists()
+    assert HeadPatterns.from_file(out).shape == (4, 4)
+
+
 def test_generated_prompts_card_and_plots(tmp_path: Path, tiny_folder: str) -> None:
     out, card, plots = tmp_path / "patterns.json", tmp_path / "card.md", tmp_path / "plots"
     options = ["--tasks", "key_value", "--lengths", "1k,2k", "--objective", "mass"]

@@ -75,8 +75,8 @@ def search(
             model_name=name or model,
             state=out.with_name(f".{out.name}.partial"),
             on_layer=lambda number, layer: advance(),
+            on_found=lambda found: found.patterns.save(out),
         )
-    found.patterns.save(out)
     written = write_extras(found, out, card, plots)
     result = summary(found) | {"file": str(out), **written}
     told = "".join(f"\n  {kind}: {path}" for kind, path in written.items())

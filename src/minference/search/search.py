@@ -81,6 +81,7 @@ def search(
     model_name: str | None = None,
     state: Path | None = None,
     on_layer: Callable[[int, int], None] | None = None,
+    on_found: Callable[[Found], object] | None = None,
 ) -> Found:
     """Chooses for each head the candidate of best mean score over the prompts.
 
@@ -93,6 +94,7 @@ def search(
         state: file that keeps what is found, layer by layer; a search that finds one of the same
             model, settings and prompts goes on from there, and it is removed at the end.
         on_layer: called with the numbers of prompt and layer as a layer is done.
+        on_found: called with what was found before `state` is removed, to save it.
 
     Raises:
         ValueError: a prompt that is too short or too long for the model, or none.
@@ -136,6 +138,8 @@ def search(
     )
     if settings.recall is not None:
         found = _raise_recall(model, prompts, found, settings, done)
+    if on_found is not None:
+        on_found(found)
     done.remove()
     return found
 
