@@ -109,10 +109,10 @@ def write_extras(found: Found, out: Path, card: Path | None, plots: Path | None)
     written: dict[str, str] = {}
     if plots is not None:
         from minference.search.plots import head_map, recall
+        from minference.viz.pictures import save_figure
 
-        plots.mkdir(parents=True, exist_ok=True)
         for key, draw, file in (("head_map", head_map, HEAD_MAP), ("recall", recall, RECALL)):
-            draw(found).savefig(plots / file, dpi=150)
+            save_figure(draw(found), plots / file)
             written[key] = str(plots / file)
     if card is not None:
         pictures = tuple(os.path.relpath(path, card.parent) for path in written.values())

@@ -196,6 +196,7 @@ def _records(path: Path) -> list[Record]:
 
 
 def _save(figure: Figure, out: Path, as_json: bool, drawn: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    from minference.viz.pictures import save_figure
+
+    save_figure(figure, out)
     typer.echo(json.dumps({"picture": str(out), **drawn}) if as_json else f"wrote {out}")

@@ -13,6 +13,7 @@ import minference
 from minference.methods.base import Context, Method
 from minference.ops.build import dense_index
 from minference.viz.attention_map import attention_figure, computed_cells, pooled_attention
+from minference.viz.pictures import save_figure
 
 if TYPE_CHECKING:
     from minference.integrations.transformers.handle import Handle
@@ -94,8 +95,7 @@ class Probe:
             title=f"layer {self.layer}, head {self.head}: {handle.method.name}, "
             f"density {density:.3f}",
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        save_figure(figure, path, dpi=110)
 
 
 def watch(model: Any, ids: Tensor, method: Method, probe: Probe, rows: int) -> Handle:  # noqa: ANN401

@@ -12,6 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from minference.json_files import read_json_lines
+from minference.viz.pictures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,5 +142,4 @@ def plot(sources: Sequence[Path], picture: Path) -> None:
     else:
         _draw_rates(right, records)
     figure.suptitle(", ".join(sorted(devices)))
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=150)
+    save_figure(figure, picture)
