@@ -180,10 +180,10 @@ def _tokenizer(name: str) -> Any:  # noqa: ANN401
 
 def _token_limit(name: str) -> int | None:
     from minference.integrations.transformers.load import load_config
+    from minference.lengths import token_limit
 
     _check_shipped(name)
-    text = load_config(name).get_text_config(decoder=True)
-    return getattr(text, "max_position_embeddings", None)
+    return token_limit(load_config(name))
 
 
 def check_device(device: str | None) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 import minference
 from minference.eval.runner import Subject
 from minference.eval.tasks import make_sample
+from minference.lengths import token_limit
 
 if TYPE_CHECKING:
     from minference.integrations.transformers.handle import Handle
@@ -135,7 +136,7 @@ def compare(dense: Answer, sparse: Answer) -> dict[str, Any]:
 
 
 def _check_length(subject: Subject, tokens: int) -> None:
-    limit = getattr(subject.model.config, "max_position_embeddings", None)
+    limit = token_limit(subject.model.config)
     if limit is not None and tokens > limit:
         raise ValueError(
             f"prompt and answer have {tokens} tokens, the model takes {limit}; shorten the prompt"

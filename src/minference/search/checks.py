@@ -10,6 +10,7 @@ import torch
 
 import minference
 from minference.errors import UnsupportedError
+from minference.lengths import token_limit
 from minference.methods.dense import Dense
 
 LEAST_TOKENS = 512
@@ -24,7 +25,7 @@ def check_lengths(lengths: Sequence[int], config: Any) -> None:  # noqa: ANN401
     """
     if not lengths:
         raise ValueError("a search needs at least one prompt, got none")
-    limit = getattr(config, "max_position_embeddings", None) or max(lengths)
+    limit = token_limit(config) or max(lengths)
     if min(lengths) < LEAST_TOKENS:
         raise ValueError(
             f"a prompt needs at least {LEAST_TOKENS} tokens for its patterns to show, got "

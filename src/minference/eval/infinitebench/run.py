@@ -17,6 +17,7 @@ from minference.eval.items import Item, item_table
 from minference.eval.records import Record
 from minference.eval.runner import Subject
 from minference.eval.scoring import encode, prefill
+from minference.lengths import token_limit
 from minference.methods import Method
 
 KIND = "infinitebench"
@@ -65,7 +66,7 @@ def answer_example(subject: Subject, method: Method, item: Item) -> Record:
         model, method, torch.tensor(ids, device=model.device), use_cache=True, logits_to_keep=1
     )
     room = NEW_TOKENS[example.task]
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = token_limit(model.config)
     if limit is not None:
         room = max(1, min(room, limit - len(ids)))
     text = tokenizer.decode(_continue(model, pass_.logits[-1], pass_.cache, room))

@@ -15,6 +15,7 @@ from minference.integrations.transformers.chunks import chunk_token_wise
 from minference.integrations.transformers.host_cache import HostCache, is_on_host, to_host
 from minference.integrations.transformers.memory import check_memory
 from minference.integrations.undo import Detachable
+from minference.lengths import token_limit
 from minference.methods.base import Method
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Handle(Detachable):
 
     def _check_prompt(self, ids: Tensor, kwargs: dict[str, Any]) -> None:
         batch, tokens = ids.shape[:2]
-        limit = getattr(self._config, "max_position_embeddings", None)
+        limit = token_limit(self._config)
         if limit is not None and tokens > limit:
             raise ValueError(
                 f"the prompt has {tokens} tokens and the model takes {limit}; cut it, or raise "
