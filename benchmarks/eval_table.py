@@ -33,6 +33,7 @@ from minference.eval.statistics import (
     scores,
 )
 from minference.integrations.transformers.load import load
+from minference.json_files import read_json_lines
 from minference.lengths import parse_length
 from minference.methods.spec import parse_methods
 
@@ -150,7 +151,7 @@ def append_packed(options: argparse.Namespace) -> None:
     files = [folder / PACKED for folder in options.folders]
     if options.out.exists():
         files.insert(0, options.out)
-    known = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    known = [line for file in files for line in read_json_lines(file)]
     latest = {_key(line): line for line in known if _questions(line) >= options.least}
     write_lines(options.out, latest.values())
     print(f"{options.out}: {len(latest)} lines, {options.out.stat().st_size} bytes")

@@ -14,7 +14,6 @@ are named; one that fails says why and costs the others nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from minference.bench.attention import GATE, Shape, dense_records, gate_error, w
 from minference.bench.records import Recorder
 from minference.bench.timing import measure, peak_extra_bytes
 from minference.index import SparseIndex
+from minference.json_files import read_json_lines
 from minference.lengths import parse_length
 from minference.methods import Grouped, Method
 from minference.methods.spec import build_method, parse_methods
@@ -126,7 +126,7 @@ def table(path: Path) -> str:
     """Records as a table in Markdown."""
     rows = ["| tokens | method | kernel | density | index | attention | both | speed-up |"]
     rows.append("|---" * 8 + "|")
-    for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+    for record in read_json_lines(path):
         dense = record["op"] == "dense_attention"
         cells = [f"{record['length'] >> 10}K", "dense" if dense else f"`{record['method']}`"]
         cells.append(record.get("impl", "-"))

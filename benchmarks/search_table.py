@@ -9,13 +9,13 @@ python benchmarks/search_table.py benchmarks/results/search_ablation.jsonl \
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minference.eval.records import Records
 from minference.eval.statistics import answers_by_cell, paired_difference
+from minference.json_files import read_json_lines
 
 Right = dict[tuple[Any, int], bool]
 MARK = "<!-- ablation -->"
@@ -29,9 +29,8 @@ def main() -> None:
     given.add_argument("--answers", type=Path, default=None)
     given.add_argument("--write", type=Path, default=None)
     options = given.parse_args()
-    lines = options.records.read_text(encoding="utf-8").splitlines()
     asked = answers_of(options.answers) if options.answers else {}
-    told = tables([json.loads(line) for line in lines], asked)
+    told = tables(read_json_lines(options.records), asked)
     if options.write is None:
         print(told)
         return

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections import defaultdict
 from pathlib import Path
+
+from minference.json_files import read_json_lines
 
 Key = tuple[str, int, int]
 
@@ -16,8 +17,7 @@ def read_scores(path: Path) -> tuple[dict[Key, list[int]], dict[int, float]]:
     """Exact matches by (task, length, questions a prompt), and bits per byte by length."""
     cells: dict[Key, list[int]] = defaultdict(list)
     bits: dict[int, float] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
+    for row in read_json_lines(path):
         if row["record"] == "question":
             cells[row["task"], row["length"], row["questions"]].append(row["exact"])
         elif row["record"] == "text":
