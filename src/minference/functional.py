@@ -13,7 +13,7 @@ from torch import Tensor
 from minference.index import real_bounds
 from minference.ops.attention.api import sparse_attention
 from minference.ops.build import Layout, a_shape_index, assemble
-from minference.ops.checks import check_qkv
+from minference.ops.checks import check_count, check_qkv
 from minference.ops.estimate.api import LineScores, last_query_lines
 from minference.ops.pool.api import pooled_block_lists
 from minference.ops.select.api import LOCAL_BAND, SINK_COLUMNS
@@ -130,10 +130,7 @@ def _whole(q: Tensor, k: Tensor) -> Layout:
 
 def _counts(name: str, value: int, layout: Layout, heads: int, *, least: int) -> tuple[int, ...]:
     """The same count for every head, at most that of the keys."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    check_count(name, value, least)
     return (min(value, layout.kv_len),) * heads
 
 

@@ -46,6 +46,11 @@ class Layout:
         return (self.kv_len - self.q_len - self.first).clamp(min=0)
 
     @property
+    def first_tile(self) -> Int[Tensor, " B"]:
+        """Number of the tile that holds it."""
+        return self.begin // TILE
+
+    @property
     def chunk_tiles(self) -> int:
         """Most query tiles that the chunk can touch."""
         return min(self.q_len // TILE + 2, -(-self.kv_len // TILE))
@@ -136,8 +141,7 @@ def tri_shape_index(
     heads, device = len(sinks), layout.device
     blocks = layout.blocks
     every = (torch.arange(blocks, device=device) * 4 + BOTH_HALVES).to(torch.int32)
-    first_tile = layout.begin // TILE
-    tile = first_tile[:, None] + torch.arange(layout.chunk_tiles, device=device)
+    tile = layout.first_tile[:, None] + torch.arange(layout.chunk_tiles, device=device)
     tile = tile[:, None]  # [B, 1, tiles]
     widths = tuple(local_offsets(min(w, layout.kv_len)) for w in windows)
     sink_blocks = tuple(-(-s // BLOCK) for s in sinks)

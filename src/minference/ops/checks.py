@@ -1,9 +1,17 @@
-"""What every operation on q, k and v asks of them."""
+"""What operations ask of q, k, v and of counts."""
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def check_count(name: str, value: object, least: int = 0) -> None:
+    """Raise TypeError unless the value is an int, ValueError unless it is at least that."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def check_sinks(q: Tensor, sinks: object) -> None:

@@ -17,6 +17,7 @@ from minference.methods import default_method_name
 from minference.methods.base import Context, Method
 from minference.methods.spec import fitting_patterns, named_method
 from minference.ops.attention.fp8 import check_precision
+from minference.ops.checks import check_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,11 +92,9 @@ def attach(
         "chunk_tokens": chunk_tokens or 0,
     }
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an int, got {value!r}; 16K tokens are 16384")
-    for name, value in {**counts, "dense_from": dense_from}.items():
-        if value < 0:
-            raise ValueError(f"{name} must be at least 0, got {value}")
+        check_count(name, value)
+    if dense_from < 0:
+        raise ValueError(f"dense_from must be at least 0, got {dense_from}")
     own = state.State(
         method=_method(model, method, impl),
         starting_layer=starting_layer,

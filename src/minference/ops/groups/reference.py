@@ -58,7 +58,7 @@ def grouped_blocks(
             own = listed.repeat_interleave(BLOCK, -1)[:, :, None]
             scores = scores.masked_fill(~own, -math.inf)
         ratings = rate_blocks(scores, row_sums(scores, means, near))
-        own = 2 * (layout.begin // TILE // GROUP_TILES + group) * GROUP_TILES
+        own = 2 * (layout.first_tile // GROUP_TILES + group) * GROUP_TILES
         own = own[:, None] + 2 * torch.arange(GROUP_TILES, device=q.device)
         own, seen = own[:, None, :, None], block < stop
         always = (block == 0) | (block >= own - 1)
@@ -178,7 +178,7 @@ def choose(ratings: Tensor, always: Tensor, seen: Tensor, least: float, most: in
 def tile_lists(flags: Bool[Tensor, "B Hkv G tiles blocks"], layout: Layout, room: int) -> Ragged:
     """Lists of the chunk's tiles from the flags of its groups' tiles."""
     flags = flags.flatten(2, 3)
-    first = layout.begin // TILE
+    first = layout.first_tile
     slot = (first % GROUP_TILES)[:, None] + torch.arange(layout.chunk_tiles, device=flags.device)
     slot_ = slot.clamp(max=flags.shape[2] - 1)[:, None, :, None]
     flags = flags.gather(2, slot_.expand(-1, flags.shape[1], -1, flags.shape[3]))

@@ -16,15 +16,10 @@ def key_tiles(layout: Layout) -> int:
     return -(-layout.kv_len // TILE)
 
 
-def first_tile(layout: Layout) -> Int[Tensor, " B"]:
-    """Number of the tile that holds the chunk's first real query."""
-    return layout.begin // TILE
-
-
 def tile_numbers(layout: Layout, tiles: range) -> Int[Tensor, "B tiles"]:
     """Numbers of the chunk's tiles `tiles`, which are counted from its first."""
     own = torch.arange(tiles.start, tiles.stop, device=layout.device)
-    return first_tile(layout)[:, None] + own
+    return layout.first_tile[:, None] + own
 
 
 def keys_by_position(
