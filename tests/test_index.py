@@ -113,6 +113,8 @@ def test_merged_heads_keep_their_lists() -> None:
     assert torch.equal(mask[2], a.to_dense_mask()[0, 0])
     assert torch.equal(mask[0], a.to_dense_mask()[0, 1])
     assert torch.equal(mask[1], d.to_dense_mask()[0, 0])
+    swapped = merge_heads([([1, 0], a)], 2).to_dense_mask()[0]
+    assert torch.equal(swapped, a.to_dense_mask()[0].flip(0))
     with pytest.raises(ValueError, match=r"heads 0\.\.3 once"):
         merge_heads([([2, 0], a), ([1], d)], 4)
 

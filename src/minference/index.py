@@ -350,9 +350,9 @@ def merge_heads(parts: Sequence[tuple[Sequence[int], SparseIndex]], heads: int) 
         raise ValueError(
             f"parts must give each of the heads 0..{heads - 1} once, got {given}; check the split"
         )
-    if len(parts) == 1:
-        return parts[0][1]
     order = [h for numbers, _ in parts for h in numbers]
+    if len(parts) == 1 and order == given:
+        return parts[0][1]
     indices = [index for _, index in parts]
     if any(index.samples for index in indices):
         counts = [index.samples for index in indices]

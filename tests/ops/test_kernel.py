@@ -1,10 +1,15 @@
-"""Every kernel that Python launches is compiled as `minference.ops._kernel` says, and no other."""
+"""Every kernel that Python launches is compiled as `minference.ops._kernel` says, and no other, and
+runs where its tensors are."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
 
 OPS = Path(__file__).parents[2] / "src" / "minference" / "ops"
 NODES = [node for path in OPS.rglob("triton*.py") for node in ast.walk(ast.parse(path.read_text()))]
@@ -31,3 +36,17 @@ def test_what_is_launched_is_a_kernel_and_the_rest_is_not() -> None:
     kernels, parts = set(decorated("kernel")), set(decorated("triton.jit"))
     assert kernels == set(launched())
     assert len(parts) > len(kernels) > 20
+
+
+def test_a_kernel_runs_on_the_gpu_of_its_first_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from minference.ops._kernel import _gpu_of
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with FakeTensorMode():
+        here, there = (torch.empty(1, device=f"cuda:{number}") for number in (0, 1))
+    guard = _gpu_of((3, there, here))
+    assert isinstance(guard, torch.cuda.device)
+    assert guard.idx == 1
+    assert not isinstance(_gpu_of((here, there)), torch.cuda.device)
+    assert not isinstance(_gpu_of((torch.empty(1), there)), torch.cuda.device)

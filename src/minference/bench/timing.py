@@ -32,9 +32,10 @@ def once(call: Callable[[], object], device: torch.device) -> float:
         call()
         return (time.perf_counter() - begin) * 1e3
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
+    stream = torch.cuda.current_stream(device)
+    begin.record(stream)
     call()
-    end.record()
+    end.record(stream)
     end.synchronize()
     return begin.elapsed_time(end)
 

@@ -248,5 +248,5 @@ def _outcome(index: int, tokenizer: Any, best: Tensor, answer: Tensor) -> Outcom
 
 def _now(model: Any) -> float:  # noqa: ANN401
     if model.device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(model.device)
     return time.perf_counter()
