@@ -13,6 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOOR_OF = {
     "index": 1,
+    "index_check": 1,
     "index_samples": 1,
     "index_tiles": 1,
     "ops": 2,

@@ -1,5 +1,8 @@
 """The index against brute force: the offset rule, masks, density, merging, checks."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -132,12 +135,37 @@ def test_bounds_of_padded_rows() -> None:
     assert stop.tolist() == [4, 3]
 
 
-def test_malformed_lists_are_named() -> None:
-    layout = whole(200)
-    rows = torch.tensor([[[[7, 3]]]])
-    bad = assemble(layout, 1, blocks=Ragged.from_rows(rows, torch.tensor([[[2]]])))
-    with pytest.raises(ValueError, match=r"blocks\[0, 0, 0\] must ascend"):
-        bad.check()
+def lists_of(*values: int) -> Ragged:
+    rows = torch.tensor(values).view(1, 1, 1, -1)
+    return Ragged.from_rows(rows, torch.tensor([[[len(values)]]]))
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({"blocks": lists_of(7, 3)}, r"blocks\[0, 0, 0\] must ascend strictly from 0"),
+        ({"blocks": lists_of(1, 2)}, "drop duplicates"),
+        ({"blocks": lists_of(4)}, "must name a row half"),
+        ({"blocks": lists_of(3), "columns": lists_of(63)}, "outside the listed blocks"),
+        ({"columns": lists_of(200)}, "must be positions of 200 keys"),
+        (
+            {"offsets": (lists_of(-1, 2), torch.ones(1, 1, 1, 1).int()), "columns": lists_of(5)},
+            "must be the bitmap",
+        ),
+        ({"group_tiles": 0}, "group_tiles must be at least 1"),
+    ],
+)
+def test_bad_lists_are_named(lists: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        assemble(whole(200), 1, **lists).check()
+
+
+def test_bad_strides_are_named() -> None:
+    index = a_shape_index(whole(200, batch=2), (3, 70), (5, 100))
+    index.check()
+    count = index.blocks.count[:1].expand(2, -1, -1)
+    with pytest.raises(ValueError, match="must be contiguous"):
+        replace(index, blocks=replace(index.blocks, count=count)).check()
 
 
 def test_description_names_every_head() -> None:

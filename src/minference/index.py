@@ -5,7 +5,6 @@ absolute: position 0 is a sequence's first real token, so a chunk, a cached pref
 batch row changes nothing but `first`, `stop` and the lengths.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,7 +48,8 @@ class Ragged:
         """Lists that fill the first `count` places of equal rows."""
         shape = rows.shape[:3]
         start = torch.arange(shape.numel(), device=rows.device).view(shape) * rows.shape[3]
-        return cls(rows.reshape(-1).to(torch.int32).contiguous(), start, count.to(torch.int32))
+        values, count = (x.to(torch.int32).contiguous() for x in (rows.reshape(-1), count))
+        return cls(values, start, count)
 
     def row(self, b: int, h: int, g: int = 0) -> Int[Tensor, " n"]:
         """One list. Reads its bounds on the host."""
@@ -73,7 +73,8 @@ class SparseIndex:
     distance d from key p attends iff `d < window[h] or p < sink[h]`.
 
     H is the number of query heads, or of KV heads when all query heads of a KV head share one
-    list. Columns need a single group and must lie outside the listed `blocks`.
+    list. Columns need a single group and must lie outside the listed `blocks`; with columns,
+    `offset_bits` says which offsets there are: bit x of its words stands for offset x - 1.
 
     With `samples`, a tile also reads about so many keys that stand for those left out
     (`minference.index_samples`), each at most as `sample_share` of what the row has in the index's
@@ -232,17 +233,7 @@ class SparseIndex:
 
     def nbytes(self) -> int:
         """Bytes that the index holds on its device, packed columns not included."""
-        tensors = [
-            self.offset_bits,
-            self.group_tiles,
-            self.window,
-            self.sink,
-            self.first,
-            self.stop,
-        ]
-        for lists in (self.offsets, self.blocks, self.columns):
-            tensors += [lists.values, lists.start, lists.count]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(tensor.nbytes for tensor in self.tensors())
 
     def describe(self) -> str:
         """One line a head: entries, groups, masks and density of the first batch row."""
@@ -266,50 +257,9 @@ class SparseIndex:
 
     def check(self) -> None:
         """Raise ValueError unless the lists are well formed. Reads the index on the host."""
-        for name in ("offsets", "blocks", "columns"):
-            lists: Ragged = getattr(self, name)
-            if lists.count.shape[:2] != (self.batch, self.heads):
-                raise ValueError(
-                    f"{name} must hold lists for batch {self.batch} and {self.heads} heads, got "
-                    f"{list(lists.count.shape[:2])}; build every list from the same q and k"
-                )
-            for b in range(self.batch):
-                for h in range(self.heads):
-                    for g in range(lists.count.shape[2]):
-                        _check_row(name, lists.row(b, h, g), b, h, g)
-        if self.columns.count.shape[2] != 1:
-            raise ValueError(
-                f"columns need one group, got {self.columns.count.shape[2]}; use blocks instead"
-            )
-        if self.samples:
-            self._check_samples()
+        from minference.index_check import check_lists
 
-    def _check_samples(self) -> None:
-        if not 0 < self.sample_share <= 1:
-            raise ValueError(f"sample_share must be a share in (0, 1], got {self.sample_share}")
-        lines = int(self.columns.count.sum()) + int(self.offsets.count.sum())
-        if lines or int(self.window.min()) < WHOLE:
-            raise ValueError(
-                f"an index with samples must have blocks only, got {lines} columns and offsets and "
-                f"windows from {int(self.window.min())}; list the blocks instead"
-            )
-        shape = self.blocks.count.shape
-        for b, h, g in itertools.product(*(range(size) for size in shape)):
-            row = self.blocks.row(b, h, g)
-            if bool((row % 4 != BOTH_HALVES).any()):
-                raise ValueError(
-                    f"an index with samples must list blocks in both row halves, got "
-                    f"blocks[{b}, {h}, {g}] = {row[:8].tolist()}...; list them as 4 j + 3"
-                )
-
-
-def _check_row(name: str, row: Tensor, b: int, h: int, g: int) -> None:
-    low = -1 if name == "offsets" else 0
-    if row.numel() and (int(row.min()) < low or bool((row[1:] <= row[:-1]).any())):
-        raise ValueError(
-            f"{name}[{b}, {h}, {g}] must ascend strictly from {low}, got {row[:8].tolist()}...; "
-            f"sort the list and drop duplicates"
-        )
+        check_lists(self)
 
 
 @lru_cache(maxsize=256)

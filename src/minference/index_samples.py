@@ -17,6 +17,11 @@ from minference.index import TILE
 LEAST_STRIDE = 32
 """Shortest run."""
 
+LONGEST_STRIDE = 1 << 15
+"""Longest run: kernels reckon places in it in 32 bits."""
+
+MOST_SAMPLES = 1 << 20
+
 LONG = 1 << 16
 """Keys beyond which a tile reads up to twice as many samples: its other keys thin out."""
 
@@ -36,6 +41,17 @@ def sample_keys(tile: int, samples: int, device: torch.device | str = "cpu") -> 
     stride = sample_stride(tile, samples)
     run = torch.arange(tile * TILE // stride, device=device)
     return run * stride + (run * HASH % (1 << 16) * stride >> 16)
+
+
+def check_samples(kv_len: int, samples: int) -> None:
+    """Raise ValueError for more samples than any tile has, or so few that a run is longer than
+    `LONGEST_STRIDE`."""
+    least = -(-kv_len // (LONGEST_STRIDE * _most(kv_len, 1)))
+    if samples and not least <= samples <= MOST_SAMPLES:
+        raise ValueError(
+            f"samples must be 0 or {least} to {MOST_SAMPLES} in a context of {kv_len} keys, got "
+            f"{samples}"
+        )
 
 
 def sample_room(kv_len: int, samples: int) -> int:

@@ -203,6 +203,8 @@ def test_candidates_are_chosen_in_contexts_of_more_than_twice_as_many_blocks() -
         {"candidates": 96},
         {"candidates": -64},
         {"samples": -1},
+        {"rows": 1024},
+        {"most": 1 << 31},
         {"early": -1},
         {"first_layer": 0},
         {"sample_share": 0.0},

@@ -11,7 +11,7 @@ import torch
 
 from minference.errors import UnsupportedError
 from minference.ops._dispatch import resolve_impl, why_not_triton
-from minference.ops._triton import WIDE_DIM, WIDE_FP32
+from minference.ops._triton import MAX_HEAD_DIM, WIDE_DIM, WIDE_FP32
 
 A100, A10, L4, B200, RTX_50 = 163 << 10, 99 << 10, 99 << 10, 227 << 10, 99 << 10
 """Shared memory that a program may have, NVIDIA's CUDA programming guide, compute capabilities."""
@@ -63,3 +63,12 @@ def test_fp32_of_wide_heads_is_refused_where_it_does_not_fit(
         resolve_impl("triton", device, torch.float32, WIDE_DIM + 1)
     assert resolve_impl("auto", device, torch.float32, WIDE_DIM + 1) == "torch"
     assert resolve_impl("auto", device, torch.float32, WIDE_DIM) == "triton"
+
+
+def test_wider_heads_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, wide = torch.device("cuda"), MAX_HEAD_DIM + 64
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert why_not_triton(device, torch.bfloat16, MAX_HEAD_DIM) is None
+    assert resolve_impl("auto", device, torch.bfloat16, wide) == "torch"
+    with pytest.raises(UnsupportedError, match="head dims up to 256, got 320"):
+        resolve_impl("triton", device, torch.bfloat16, wide)

@@ -87,6 +87,8 @@ def _check_number(own: Field[Any], value: object) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if kind in ("int", "int | None") and not whole:
         raise TypeError(f"{own.name} must be a whole number, got {value!r}")
+    if isinstance(value, int) and abs(value) >= 1 << 31:
+        raise ValueError(f"{own.name} must be less than 2^31, got {value}")
     finite = whole or (isinstance(value, float) and math.isfinite(value))
     if kind in ("float", "float | None") and not finite:
         raise TypeError(f"{own.name} must be a finite number, got {value!r}")

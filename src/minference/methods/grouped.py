@@ -10,7 +10,7 @@ from minference.methods.base import Context, Method
 from minference.ops.build import Layout, assemble
 from minference.ops.groups.api import grouped_blocks, guard_blocks
 from minference.ops.groups.guard import Guarded
-from minference.ops.groups.plan import CELL, LEAST_ROWS, LEAST_WIDER, Plan, power_of_two
+from minference.ops.groups.plan import CELL, GROUP, LEAST_ROWS, LEAST_WIDER, Plan, power_of_two
 
 SHORT = 1 << 15
 """Longest context of which every layer scores the rows asked for: 32K keys."""
@@ -83,8 +83,11 @@ class Grouped(Method):
             raise ValueError(f"target must be a share in [0, 1], got {self.target}")
         for name in ("rows", "later_rows"):
             rows = getattr(self, name)
-            if rows < LEAST_ROWS or rows % LEAST_ROWS:
-                raise ValueError(f"{name} must be a multiple of {LEAST_ROWS}, got {rows}")
+            if not LEAST_ROWS <= rows <= GROUP or rows % LEAST_ROWS:
+                raise ValueError(
+                    f"{name} must be a multiple of {LEAST_ROWS} up to the {GROUP} of a group, got "
+                    f"{rows}"
+                )
         if self.candidates < 0 or self.candidates % 64:
             raise ValueError(f"candidates must be a multiple of 64 blocks, got {self.candidates}")
         for name in ("most", "later_most"):

@@ -10,7 +10,7 @@ import torch
 from minference import env
 from minference.errors import UnsupportedError, unknown_name
 from minference.log import info_once
-from minference.ops._triton import WIDE_DIM, WIDE_FP32
+from minference.ops._triton import MAX_HEAD_DIM, WIDE_DIM, WIDE_FP32
 
 Reason = str | None
 
@@ -44,6 +44,8 @@ def why_not_triton(device: torch.device, dtype: torch.dtype, head_dim: int = 0) 
             return "Triton's interpreter rounds to e4m3 wrongly; use precision='native' there"
     elif device.type != "cuda":
         return f"Triton kernels run on cuda devices, got {device.type}"
+    elif head_dim > MAX_HEAD_DIM:
+        return f"the Triton kernels take head dims up to {MAX_HEAD_DIM}, got {head_dim}"
     elif dtype == torch.float8_e4m3fn and torch.cuda.get_device_capability(device) < (8, 9):
         return "fp8 needs a GPU of compute capability 8.9 or newer; use precision='native'"
     elif dtype == torch.float32 and head_dim > WIDE_DIM:

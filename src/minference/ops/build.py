@@ -16,6 +16,7 @@ from minference.index import (
     SparseIndex,
     device_ints,
 )
+from minference.index_samples import check_samples
 from minference.ops.select.lists import local_offsets, offset_slots, offsets_from_flags
 
 
@@ -75,6 +76,7 @@ def assemble(
     sample_share: float = 1.0,
 ) -> SparseIndex:
     """An index for heads that group alike; lists that are not given are empty."""
+    check_samples(layout.kv_len, samples)
     empty = _empty(layout.batch, heads, layout.device)
     if offsets is None:
         bits = torch.zeros(layout.batch, heads, 1, 1, dtype=torch.int32, device=layout.device)
@@ -123,7 +125,7 @@ def a_shape_index(layout: Layout, sinks: tuple[int, ...], windows: tuple[int, ..
         len(sinks),
         offsets=band_offsets(layout, windows),
         blocks=blocks,
-        windows=windows,
+        windows=tuple(min(w, WHOLE) for w in windows),
         sinks=sinks,
     )
 

@@ -1,9 +1,13 @@
 """What operations ask of q, k, v and of counts."""
 
+import math
+
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MOST_ITEMS = (1 << 16) - 1
+"""Programs that CUDA launches along the second and third side of a grid."""
 
 
 def check_count(name: str, value: object, least: int = 0) -> None:
@@ -12,6 +16,21 @@ def check_count(name: str, value: object, least: int = 0) -> None:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def score_factor(q: Tensor, scale: float | None, softcap: float) -> float:
+    """`scale`, or head_dim ** -0.5 where there is none.
+
+    Raises:
+        ValueError: a factor or a soft cap that no score can be multiplied or bounded by.
+    """
+    if not (math.isfinite(softcap) and softcap >= 0):
+        raise ValueError(f"softcap must be 0 (off) or a finite number above 0, got {softcap}")
+    if scale is None:
+        return q.shape[-1] ** -0.5
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a finite number above 0, got {scale}")
+    return scale
 
 
 def check_sinks(q: Tensor, sinks: object) -> None:
@@ -48,8 +67,15 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
         if x.device != q.device:
             raise ValueError(f"{name} must be on {q.device} like q, got {x.device}; move it")
     batch, heads, q_len, dim = q.shape
-    if heads == 0 or dim == 0:
-        raise ValueError(f"q must have a head and a head_dim of at least 1, got {list(q.shape)}")
+    if batch == 0 or heads == 0 or dim == 0:
+        raise ValueError(
+            f"q must have a batch row, a head and a head_dim of at least 1, got {list(q.shape)}"
+        )
+    if q.is_cuda and batch * heads > MOST_ITEMS:
+        raise ValueError(
+            f"q must have at most {MOST_ITEMS} batch rows times heads on a GPU, got {batch} times "
+            f"{heads}; split the batch"
+        )
     if v is not None and v.shape != k.shape:
         raise ValueError(f"v must have k's shape {list(k.shape)}, got {list(v.shape)}")
     if k.shape[0] != batch or k.shape[3] != dim:

@@ -1,5 +1,6 @@
 """Every CPU implementation against the oracle, the oracle against SDPA under the dense mask."""
 
+import math
 from functools import partial
 
 import pytest
@@ -10,7 +11,8 @@ from minference.errors import UnsupportedError
 from minference.index import Ragged
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.dense import dense_attention
-from minference.ops.build import assemble, dense_index
+from minference.ops.build import a_shape_index, assemble, dense_index
+from minference.ops.estimate.api import last_query_masses
 from minference.testing import layout_of, masked_attention, mixed_index, random_qkv, tolerance
 
 LOOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -132,6 +134,63 @@ def test_rows_without_keys_give_zeros(impl: str, half: int, device: torch.device
     assert torch.equal(lse == -torch.inf, ~seen)
 
 
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_rows_without_keys_give_zeros_in_fp8(impl: str) -> None:
+    q, k, v = random_qkv(2, 1, 300)
+    columns = Ragged.from_rows(torch.full((1, 2, 1, 1), 70), torch.ones(1, 2, 1))
+    index = assemble(layout_of(q, k), 2, columns=columns)
+    out = sparse_attention(q, k, v, index, precision="fp8", impl=impl)
+    seen = index.to_dense_mask().any(dim=-1)
+    assert torch.equal((out != 0).any(dim=-1), seen)
+
+
+def test_padding_gives_zeros_beside_an_absent_sink() -> None:
+    q, k, v = random_qkv(4, 2, 200)
+    layout = layout_of(q, k, left_padding=(10,), right_padding=(7,))
+    index = a_shape_index(layout, (5,) * 4, (60,) * 4)
+    out = sparse_attention(q, k, v, index, sinks=torch.full((4,), -torch.inf))
+    torch.testing.assert_close(out, sparse_attention(q, k, v, index))
+    assert int((out == 0).all(dim=-1).sum()) == 17 * 4
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch", "triton"])
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*NaN slice:RuntimeWarning")
+def test_what_is_no_number_stays_none(impl: str, device: torch.device) -> None:
+    q, k, v = random_qkv(2, 1, 300, dim=32, device=device)
+    q[0, 0, 5, 0] = torch.nan
+    k[0, 0, 290, 0] = torch.nan
+    index = dense_index(layout_of(q, k), 2)
+    out, lse = sparse_attention(q, k, v, index, return_lse=True, impl=impl)
+    bad = torch.zeros(1, 2, 300, dtype=torch.bool, device=device)
+    bad[:, :, 290:] = bad[0, 0, 5] = True
+    assert torch.equal(out.isnan().any(dim=-1), bad)
+    assert torch.equal(lse.isnan(), bad)
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+def test_the_widest_window_is_dense(impl: str, device: torch.device) -> None:
+    q, k, v = random_qkv(2, 1, 200, device=device)
+    widest = a_shape_index(layout_of(q, k), (5,) * 2, ((1 << 31) - 1,) * 2)
+    dense = sparse_attention(q, k, v, dense_index(layout_of(q, k), 2), impl="reference")
+    torch.testing.assert_close(sparse_attention(q, k, v, widest, impl=impl), dense, **LOOSE)
+
+
+@pytest.mark.parametrize("bad", [{"scale": 0.0}, {"scale": -0.2}, {"scale": math.nan}])
+@pytest.mark.parametrize("cap", [{"softcap": -1.0}, {"softcap": math.inf}, {}])
+def test_bad_factors_are_refused(bad: dict[str, float], cap: dict[str, float]) -> None:
+    q, k, v = random_qkv(4, 2, 100)
+    layout = layout_of(q, k)
+    index, bounds = dense_index(layout, 4), (layout.first, layout.stop)
+    name = "softcap must be 0" if cap else "scale must be a finite number above 0"
+    for attend in (partial(sparse_attention, index=index), dense_attention):
+        with pytest.raises(ValueError, match=name):
+            attend(q, k, v, **bad, **cap)
+    with pytest.raises(ValueError, match=name):
+        last_query_masses(q, k, *bounds, **bad, **cap)
+
+
 def test_scale_is_honoured() -> None:
     q, k, v = random_qkv(4, 2, 100)
     index = dense_index(layout_of(q, k), 4)
@@ -156,6 +215,7 @@ def test_custom_operator_is_well_formed() -> None:
         (lambda q, k, v: (q.double(), k, v), "q must be of dtype float16, bfloat16, float32, got"),
         (lambda q, k, v: (q, k.half(), v), "k must have q's dtype torch.float32, got torch.float1"),
         (lambda q, k, v: (q[:, :0], k, v), "a head and a head_dim of at least 1"),
+        (lambda q, k, v: (q[:0], k[:0], v[:0]), "a batch row, a head and a head_dim of at least"),
         (lambda q, k, v: (q[..., :0], k[..., :0], v[..., :0]), "a head and a head_dim of at"),
         (lambda q, k, v: (q, k, v[:, :, :10]), "v must have k's shape"),
         (lambda q, k, v: (q[:, :3], k, v), "multiple of k's KV heads"),

@@ -43,6 +43,8 @@ def test_dense_attention_in_fp8() -> None:
     assert 1e-2 < (out - native).norm() / native.norm() < 6e-2
     with pytest.raises(UnsupportedError, match="without `mask` and dropout"):
         dense.dense_attention(q, k, v, dropout=0.1, precision="fp8")
+    with pytest.raises(UnsupportedError, match="values no wider than keys"):
+        dense.dense_attention(q[..., :8], k[..., :8], v, precision="fp8")
     keep[:, 100] = False
     with pytest.raises(UnsupportedError, match="with holes"):
         dense.dense_attention(q, k, v, keep=keep, precision="fp8")

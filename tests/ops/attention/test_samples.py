@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minference.index import BLOCK, TILE, Ragged, SparseIndex
+from minference.index import BLOCK, TILE, Ragged, SparseIndex, real_bounds
 from minference.index_samples import sample_keys, sample_stride
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.paged import paged_sparse_attention
@@ -156,6 +156,17 @@ def test_pages_are_read_in_place(device: torch.device) -> None:
     for impl in ("triton",) if device.type == "cuda" else ("torch", "triton"):
         got = paged_sparse_attention(q, *caches, order.int()[None], index, impl=impl)
         torch.testing.assert_close(got, expected, **tolerance(q.dtype))
+
+
+@pytest.mark.parametrize("samples", [1, (1 << 20) + 1])
+def test_bad_counts_of_samples_are_refused(samples: int) -> None:
+    first, stop = real_bounds(1, 1 << 17, "cpu")
+    layout = Layout(first, stop, 1, 1 << 17)
+    assert assemble(layout, 1, samples=2).samples == 2
+    with pytest.raises(
+        ValueError, match="samples must be 0 or 2 to 1048576 in a context of 131072"
+    ):
+        assemble(layout, 1, samples=samples)
 
 
 def test_density_counts_samples_outside_the_blocks() -> None:

@@ -38,6 +38,11 @@ def test_columns_are_the_best_with_ties_to_the_first(seed: int, length: int) -> 
             assert lists.row(b, h).tolist() == best(scores[b, h].tolist(), budget, 4)
 
 
+def test_a_score_that_is_no_number_is_kept() -> None:
+    scores = torch.tensor([[[0.5, math.nan, 3.0, -1.0, 1.0, -1.0]]])
+    assert select_columns(scores, (3,), sink=1).row(0, 0).tolist() == [0, 1, 2]
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), length=st.integers(1, 2000))
 def test_offsets_keep_the_local_band_and_match_their_bitmap(seed: int, length: int) -> None:

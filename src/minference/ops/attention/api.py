@@ -9,7 +9,7 @@ from torch import Tensor
 from minference.index import SparseIndex
 from minference.ops._dispatch import resolve_impl
 from minference.ops.attention.fp8 import check_precision, product_dtype
-from minference.ops.checks import check_qkv, check_sinks
+from minference.ops.checks import check_qkv, check_sinks, score_factor
 
 
 @overload
@@ -61,10 +61,11 @@ def sparse_attention(
 
     Args:
         q: queries, fp16, bf16 or fp32; N >= L.
-        k: keys, same dtype and device; any strides whose last one is 1.
+        k: keys, same dtype and device. Strides are free; kernels that need adjacent elements of a
+            head copy others.
         v: values, like k.
         index: built for H or Hkv heads and these lengths.
-        scale: factor of the scores; D ** -0.5 unless given.
+        scale: factor of the scores, above 0; D ** -0.5 unless given.
         softcap: scores become softcap * tanh(score / softcap); 0 turns it off.
         sinks: a logit a head that takes part in the softmax without a value (gpt-oss).
         return_lse: also return the log-sum-exp of each row's scaled scores, float32, natural
@@ -78,7 +79,8 @@ def sparse_attention(
         [B, H, L, D] in q's dtype, and the log-sum-exp [B, H, L] when asked for.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit one another, an unknown precision.
+        ValueError: shapes, dtypes or devices that do not fit one another, an unknown precision, a
+            scale or a soft cap that is none.
         UnsupportedError: an explicit impl that cannot serve the call; fp8 on a GPU without it.
     """
     check_qkv(q, k, v)
@@ -87,7 +89,7 @@ def sparse_attention(
     check_precision(precision)
     fp8 = precision == "fp8"
     name = resolve_impl(impl, q.device, product_dtype(precision, q.dtype), q.shape[-1])
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = score_factor(q, scale, softcap)
     need_lse = return_lse or sinks is not None
     out, lse = torch.ops.minference.sparse_attention(
         q, k, v, index.tensors(), index.q_len, index.kv_len, scale, softcap, need_lse, name, fp8,
@@ -103,8 +105,9 @@ def with_sinks(
 ) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"]]:
     """Output and log-sum-exp once each head's sink logit takes part in the softmax."""
     sink = sinks.to(lse.dtype)[:, None]
-    out = out * torch.sigmoid(lse - sink)[..., None].to(out.dtype)
-    return out, torch.logaddexp(lse, sink)
+    # a row without a key stays 0, whatever the sink
+    share = torch.sigmoid(lse - sink).masked_fill(lse == -torch.inf, 0)
+    return out * share[..., None].to(out.dtype), torch.logaddexp(lse, sink)
 
 
 def check_index(q: Tensor, k: Tensor, index: SparseIndex) -> None:

@@ -22,7 +22,7 @@ from minference.ops._triton import capability
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.fp8 import check_precision
 from minference.ops.build import Layout, dense_index
-from minference.ops.checks import check_sinks
+from minference.ops.checks import check_sinks, score_factor
 from minference.ops.scores import softcapped
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -83,9 +83,11 @@ def dense_attention(
         [B, H, L, E] in q's dtype; a row that sees no key is 0.
 
     Raises:
-        UnsupportedError: fp8 where it cannot be had, or with a mask or dropout.
+        ValueError: a scale or a soft cap that is none, sinks that are not one a head.
+        UnsupportedError: fp8 where it cannot be had, with a mask or dropout, or with values wider
+            than keys.
     """
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = score_factor(q, scale, softcap)
     check_precision(precision)
     check_sinks(q, sinks)
     if precision == "fp8":
@@ -93,6 +95,11 @@ def dense_attention(
             raise UnsupportedError(
                 "precision='fp8' serves causal attention with `keep`, without `mask` and dropout; "
                 "use precision='native'"
+            )
+        if v.shape[-1] > k.shape[-1]:
+            raise UnsupportedError(
+                f"precision='fp8' needs values no wider than keys, got {v.shape[-1]} for "
+                f"{k.shape[-1]}; use precision='native'"
             )
         if not _whole(keep, holes):
             raise UnsupportedError(

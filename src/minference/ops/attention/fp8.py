@@ -58,4 +58,5 @@ def rounded_qkv(
 def round_weights(weights: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
     """Softmax weights as e4m3 keeps them, each row relative to its largest; in place."""
     unit = weights.amax(dim=-1, keepdim=True).div_(WEIGHT_SCALE)
+    unit.masked_fill_(unit == 0, 1)
     return weights.copy_(weights.div_(unit).to(E4M3)).mul_(unit)

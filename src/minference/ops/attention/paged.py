@@ -8,7 +8,7 @@ from minference.errors import UnsupportedError
 from minference.index import SparseIndex
 from minference.ops._dispatch import resolve_impl, why_not_triton
 from minference.ops.attention.api import check_index, with_sinks
-from minference.ops.checks import check_sinks
+from minference.ops.checks import DTYPES, check_sinks, score_factor
 
 MIN_PAGE = 16
 
@@ -42,12 +42,13 @@ def paged_sparse_attention(
         impl: "auto" (Triton where it runs on a GPU, else torch), "reference", "torch" or "triton".
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit one another.
+        ValueError: shapes, dtypes or devices that do not fit one another, a scale or a soft cap
+            that is none.
         UnsupportedError: an explicit impl that cannot serve the call.
     """
     _check(q, k_cache, v_cache, block_table, index)
     check_sinks(q, sinks)
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = score_factor(q, scale, softcap)
     out, lse = torch.ops.minference.paged_sparse_attention(
         q, k_cache, v_cache, block_table, index.tensors(), index.kv_len, factor, softcap,
         sinks is not None, _resolve(impl, q), index.samples, index.sample_share,
@@ -123,7 +124,14 @@ def _resolve(impl: str, q: Tensor) -> str:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, table: Tensor, index: SparseIndex) -> None:
-    if k.shape != v.shape or k.ndim != 4 or k.shape[3] != q.shape[3] or q.shape[1] % k.shape[2]:
+    if q.ndim != 4 or q.dtype not in DTYPES:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        raise ValueError(
+            f"q must be [batch, heads, length, head_dim] of dtype {allowed}, got {list(q.shape)} "
+            f"of {q.dtype}"
+        )
+    fit = k.shape == v.shape and k.ndim == 4 and k.shape[3] == q.shape[3]
+    if not fit or k.shape[2] == 0 or q.shape[1] % k.shape[2]:
         raise ValueError(
             f"k_cache and v_cache must both be [pages, size, Hkv, {q.shape[3]}] with Hkv a divisor "
             f"of {q.shape[1]} heads, got {list(k.shape)} and {list(v.shape)}"

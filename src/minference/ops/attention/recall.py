@@ -4,14 +4,13 @@ Kept mass (recall) of a row is exp(lse_sparse - lse_dense): the share of its sof
 computed keys. The output error weighs it with the values.
 """
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.index import SparseIndex
 from minference.ops.build import Layout
+from minference.ops.checks import score_factor
 from minference.ops.scores import softcapped
 
 
@@ -50,8 +49,8 @@ def dense_rows(
     Returns:
         The outputs, and the log-sum-exp of the scores (sinks included); 0 and -inf for padding.
     """
-    batch, heads, q_len, dim = q.shape
-    scale = 1 / math.sqrt(dim) if scale is None else scale
+    batch, heads, q_len, _ = q.shape
+    scale = score_factor(q, scale, softcap)
     places = torch.arange(k.shape[2], device=q.device)
     asked = (rows + k.shape[2] - q_len)[:, None]
     out = q.new_zeros(batch, heads, len(rows), v.shape[-1], dtype=torch.float32)

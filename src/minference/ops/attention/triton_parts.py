@@ -174,12 +174,13 @@ def store_tile(
     out_ptr, lse_ptr, at, acc, peak, total, inside, wanted, D: tl.constexpr, LSE: tl.constexpr,
     RAISE: tl.constexpr = 0,
 ):  # fmt: skip
-    """Write rows `at` of the output and its log-sum-exp: 0 and -inf where no key was seen.
+    """Write rows `at` of the output and its log-sum-exp: 0 and -inf where no key was seen. A sum
+    that is no number is stored.
 
     Weights came in multiplied by 2^RAISE.
     """
     column = tl.arange(0, acc.shape[1])
-    seen = wanted & (total > 0)
+    seen = wanted & (total != 0)
     mass = tl.where(seen, total, 1.0)
     out = tl.where(seen[:, None], acc / mass[:, None], 0.0)
     to = out_ptr + at[:, None] * D + column[None, :]

@@ -1,13 +1,11 @@
 """The last-query estimate (arXiv 2407.02490): attention mass by column, distance, block offset."""
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.ops._dispatch import check_impl, resolve_impl
-from minference.ops.checks import check_qkv
+from minference.ops.checks import check_qkv, score_factor
 from minference.ops.estimate.reference import ROWS, LineScores, MassScores, distances_to_offsets
 from minference.ops.select.lists import offset_slots
 
@@ -41,7 +39,7 @@ def last_query_lines(
     """
     check_qkv(q, k)
     check_impl(impl)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = score_factor(q, scale, softcap)
     name = "reference" if impl == "reference" else "torch"
     return LineScores(*_last_query_lines(q, k, first, stop, scale, softcap, rows, name))
 
@@ -67,7 +65,7 @@ def last_query_masses(
         offsets[b, h, x], the mass that lies in blocks of relative offset x - 1, float32.
     """
     check_qkv(q, k)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = score_factor(q, scale, softcap)
     name = resolve_impl(impl, q.device, q.dtype, q.shape[-1])
     if name in ("reference", "torch"):
         lines = last_query_lines(

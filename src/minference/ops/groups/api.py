@@ -12,7 +12,7 @@ from minference.errors import UnsupportedError
 from minference.index import Ragged
 from minference.ops._dispatch import resolve_impl
 from minference.ops.build import Layout
-from minference.ops.checks import check_qkv
+from minference.ops.checks import check_qkv, score_factor
 from minference.ops.groups.guard import Guarded, guard, kept_shares, stride_of
 from minference.ops.groups.last import last_layout, put_last
 from minference.ops.groups.plan import ALWAYS, GROUP_TILES, Plan, group_count, list_room
@@ -48,7 +48,7 @@ def grouped_blocks(
         The lists, and a wider one for every group of 4 tiles.
     """
     check_qkv(q, k)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = score_factor(q, scale, softcap)
     name = _name(impl, q)
     rows, own = last or (0, plan)
     for some in (plan, own):
@@ -80,7 +80,7 @@ def guard_blocks(
     see keeps less than `target` of its attention or drops a block that holds much of it; arguments
     as there."""
     check_qkv(q, k)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = score_factor(q, scale, softcap)
     parts = [x for r in (lists, wider) for x in (r.values, r.start, r.count)]
     sizes = [layout.q_len, layout.kv_len]
     bounds = (layout.first, layout.stop)

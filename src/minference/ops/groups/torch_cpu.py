@@ -64,6 +64,8 @@ def grouped_blocks(
         means, cells = blocks.mean(dim=2), blocks.unflatten(2, (-1, plan.cell)).mean(dim=3)
         for start in range(low // GROUP * GROUP, real, GROUP):
             span = range(max(start, low), min(start + GROUP, real))
+            if not span:
+                continue
             at = _positions(span, places)
             place = (at - begin).clamp(min=0).repeat(k.shape[1], 1)[..., None]
             rows = q[b].gather(1, place.expand(-1, -1, q.shape[3])).float()

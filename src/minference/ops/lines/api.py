@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minference.index import Ragged, device_ints
 from minference.ops._dispatch import resolve_impl
-from minference.ops.checks import check_qkv
+from minference.ops.checks import check_qkv, score_factor
 from minference.ops.estimate.api import last_query_masses
 from minference.ops.select.api import (
     LOCAL_BAND,
@@ -67,7 +67,7 @@ def best_lines(
     own = every if heads is None else list(heads)
     check_budgets(columns, len(own))
     check_budgets(offsets, len(own))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = score_factor(q, scale, softcap)
     name = resolve_impl(impl, q.device, q.dtype, q.shape[-1])
     if name in ("reference", "torch"):
         masses = last_query_masses(q, k, first, stop, scale=scale, softcap=softcap, impl=name)

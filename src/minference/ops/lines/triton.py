@@ -27,9 +27,10 @@ _TOP = tl.constexpr(0x7FFFFFFF)
 
 @triton.jit
 def _rank_of(score, place, forced):
-    """Integers that order the scores: forced places first, -1 for places that do not exist."""
+    """Integers that order the scores: forced places first, what is no number before numbers, -1 for
+    places that do not exist."""
     bits = score.to(tl.int32, bitcast=True) & _TOP
-    return tl.where(score >= 0, tl.where(place < forced, _TOP, bits), -1)
+    return tl.where(score < 0, -1, tl.where(place < forced, _TOP, bits))
 
 
 @triton.jit

@@ -75,10 +75,11 @@ def top_flags(
 ) -> Bool[Tensor, "B H n"]:
     """The `max(budgets[h], forced)` best places of each head: the first `forced`, then by score.
 
-    Ties go to the smaller place. Places with a negative score do not exist and are never kept.
+    Ties go to the smaller place. Places with a negative score do not exist and are never kept; a
+    score that is no number counts as the largest, so that its output shows it.
     """
-    real = scores >= 0
-    ranked = scores.float().clone()
+    real = ~(scores < 0)
+    ranked = scores.float().nan_to_num(nan=torch.inf, posinf=torch.inf)
     ranked[..., :forced].masked_fill_(real[..., :forced], torch.inf)
     order = ranked.sort(dim=-1, descending=True, stable=True).indices
     limit = device_ints(tuple(max(b, forced) for b in budgets), scores.device)

@@ -202,7 +202,7 @@ struct Consumer {
             sum += __shfl_xor_sync(~0u, sum, 2);
             int position = TILE * item.tile + 64 * half + 16 * warp + lane / 4 + 8 * r;
             int row = position - query_start;
-            bool real = position >= 0 && position < stop && sum > 0.f;
+            bool real = position >= 0 && position < stop && sum != 0.f;
             bool inside = row >= 0 && row < queries;
             float inverse = real ? value_unit / sum : 0.f;
             u16* out = p.out + (head * queries + row) * D + lane % 4 * 8;
