@@ -36,6 +36,7 @@ FLOOR_0 = {
     "head_patterns",
     "json_files",
     "lengths",
+    "model_config",
     "log",
     "patterns",
     "provenance",

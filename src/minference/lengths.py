@@ -1,8 +1,4 @@
-"""Lengths in tokens: as people write them, and as a model bounds them. Floor 0."""
-
-from __future__ import annotations
-
-from typing import Any
+"""Lengths in tokens as people write them. Floor 0."""
 
 _UNITS = {"k": 1 << 10, "m": 1 << 20}
 
@@ -19,8 +15,3 @@ def parse_length(text: str) -> int:
     if not (digits.isascii() and digits.isdigit() and int(digits)):
         raise ValueError(f"a length must look like 16384, 16k or 1m, got {text!r}")
     return int(digits) * unit
-
-
-def token_limit(config: Any) -> int | None:  # noqa: ANN401
-    """Tokens that a model of this configuration takes; None where it does not say."""
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)

@@ -180,7 +180,7 @@ def _tokenizer(name: str) -> Any:  # noqa: ANN401
 
 def _token_limit(name: str) -> int | None:
     from minference.integrations.transformers.load import load_config
-    from minference.lengths import token_limit
+    from minference.model_config import token_limit
 
     _check_shipped(name)
     return token_limit(load_config(name))

@@ -16,7 +16,7 @@ from torch import Tensor
 import minference
 from minference.eval.runner import Subject
 from minference.eval.tasks import make_sample
-from minference.lengths import token_limit
+from minference.model_config import token_limit
 
 if TYPE_CHECKING:
     from minference.integrations.transformers.handle import Handle

@@ -11,6 +11,7 @@ from minference.head_patterns import HeadPatterns, default_patterns
 from minference.lengths import parse_length
 from minference.log import warn_once
 from minference.methods import Method, get_method
+from minference.model_config import layers_and_heads
 from minference.patterns import VerticalSlash
 
 PUBLISHED_LENGTH = 131_072
@@ -135,8 +136,8 @@ def fitting_patterns(config: Any) -> HeadPatterns:  # noqa: ANN401
     Args:
         config: a text model's configuration.
     """
-    layers, kind = config.num_hidden_layers, config.model_type
-    patterns = HeadPatterns.for_shape(layers, config.num_attention_heads, kind)
+    (layers, heads), kind = layers_and_heads(config), config.model_type
+    patterns = HeadPatterns.for_shape(layers, heads, kind)
     if patterns.provenance.model is None:
         warn_once(
             f"no published patterns for this {kind} of {layers} layers: every head gets the "
@@ -148,7 +149,7 @@ def fitting_patterns(config: Any) -> HeadPatterns:  # noqa: ANN401
 
 def _patterns(config: Any, budgets: dict[str, int]) -> HeadPatterns:  # noqa: ANN401
     text = config.get_text_config(decoder=True)
-    shape = text.num_hidden_layers, text.num_attention_heads
+    shape = layers_and_heads(text)
     if not budgets:
         return fitting_patterns(text)
     for key, value in budgets.items():

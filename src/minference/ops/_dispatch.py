@@ -86,8 +86,8 @@ def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype, head_dim: 
         UnsupportedError: an explicit choice that cannot serve the call.
     """
     check_impl(impl)
-    if impl == "auto":
-        impl = env.impl()
+    by_variable = impl == "auto" and env.impl() != "auto"
+    impl = env.impl() if by_variable else impl
     if impl == "auto":
         return _fastest(device, dtype, head_dim)
     reasons = {
@@ -95,8 +95,12 @@ def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype, head_dim: 
         "hopper": lambda: why_not_hopper(device, dtype, head_dim),
     }
     reason = reasons[impl]() if impl in reasons else None
+    if reason and by_variable:
+        raise UnsupportedError(f"MINFERENCE_IMPL={impl} cannot run here: {reason}; unset it")
     if reason:
         raise UnsupportedError(f"impl={impl!r} cannot run here: {reason}; {_others(device, dtype)}")
+    if by_variable:
+        info_once(f"MINFERENCE_IMPL={impl} stands for impl='auto'")
     return impl
 
 

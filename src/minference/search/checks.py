@@ -10,8 +10,8 @@ import torch
 
 import minference
 from minference.errors import UnsupportedError
-from minference.lengths import token_limit
 from minference.methods.dense import Dense
+from minference.model_config import token_limit
 
 LEAST_TOKENS = 512
 

@@ -180,3 +180,9 @@ def test_other_caches_are_refused() -> None:
         pytest.raises(UnsupportedError, match="got a"),
     ):
         model.generate(IDS, cache_implementation="static", max_new_tokens=2)
+    begun = model(IDS[:, :20]).past_key_values
+    with (
+        minference.attach(model, NARROW, kv="host"),
+        pytest.raises(UnsupportedError, match="got one with 20 on the device"),
+    ):
+        model(IDS[:, 20:], past_key_values=begun)

@@ -42,6 +42,15 @@ UNUSUAL: dict[str, dict[str, Any]] = {
         "laurel_rank": 8,
         "activation_sparsity_pattern": [0.0] * 4,
     },
+    # another head dim in layers without a window
+    "gemma4_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "sliding_window": 50,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 320,
+        "num_kv_shared_layers": 0,
+        "global_head_dim": 32,
+    },
 }
 
 
@@ -231,3 +240,27 @@ def test_attention_weights_are_not_silently_missing() -> None:
     model = tiny_model("llama")
     with attach(model, NARROW), pytest.raises(UnsupportedError, match="all attention weights"):
         model(IDS, output_attentions=True)
+
+
+def test_a_mask_that_a_model_makes_itself_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="a mask or a cache of its own"):
+        attach(tiny_model("doge", sliding_window=50), NARROW)
+
+
+@torch.no_grad()
+def test_a_layer_without_a_number_is_refused() -> None:
+    options = {"n_mamba_heads": 2, "mamba_d_state": 8, "use_mamba_kernels": False}
+    options |= {"layers_block_type": ["mamba", "hybrid"] * 2, "attention_head_dim": 32}
+    model = tiny_model("zamba", num_key_value_heads=4, **options)
+    with attach(model, NARROW), pytest.raises(UnsupportedError, match="which layer it is"):
+        model(IDS)
+
+
+@torch.no_grad()
+def test_wrapped_models_are_refused() -> None:
+    model = tiny_model()
+    wrapped = torch.compile(model, backend="eager")
+    with pytest.raises(TypeError, match=r"got OptimizedModule; .* \(_orig_mod of"):
+        attach(wrapped, NARROW)
+    with attach(wrapped._orig_mod, NARROW):
+        assert model(IDS).logits.isfinite().all()

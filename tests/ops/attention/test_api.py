@@ -254,6 +254,10 @@ def test_explicit_choice_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UnsupportedError, match="Triton needs a GPU"):
         sparse_attention(q, k, v, index, impl="triton")
+    with monkeypatch.context() as changed:
+        changed.setenv("MINFERENCE_IMPL", "triton")
+        with pytest.raises(UnsupportedError, match="MINFERENCE_IMPL=triton cannot run"):
+            sparse_attention(q, k, v, index)
     with pytest.raises(UnsupportedError, match="impl='auto' can"):
         sparse_attention(q, k, v, index, impl="triton", precision="fp8")
     with pytest.raises(ValueError, match="valid names are auto"):

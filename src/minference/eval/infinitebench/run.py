@@ -17,8 +17,8 @@ from minference.eval.items import Item, item_table
 from minference.eval.records import Record
 from minference.eval.runner import Subject
 from minference.eval.scoring import encode, prefill
-from minference.lengths import token_limit
 from minference.methods import Method
+from minference.model_config import token_limit
 
 KIND = "infinitebench"
 

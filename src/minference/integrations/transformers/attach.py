@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from minference.errors import UnsupportedError
 from minference.head_patterns import HeadPatterns
@@ -16,14 +17,12 @@ from minference.integrations.transformers.host_cache import check_kv
 from minference.methods import default_method_name
 from minference.methods.base import Context, Method
 from minference.methods.spec import fitting_patterns, named_method
+from minference.model_config import layers_and_heads
 from minference.ops.attention.fp8 import check_precision
 from minference.ops.checks import check_count
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-_OWN_KEYS = ("deepseek_v4",)
-"""Models that add keys of their own behind a layer's mask."""
+_OWN_KEYS = ("deepseek_v4", "doge")
+"""Models that add keys or masks of their own behind a layer's mask."""
 
 
 def attach(
@@ -112,10 +111,11 @@ def attach(
 
 
 def _check_served(model: PreTrainedModel) -> None:
-    if not hasattr(model, "config"):
+    if not isinstance(model, PreTrainedModel):
         raise TypeError(
             f"attach expects a model of transformers, got {type(model).__name__}; load it by "
-            "AutoModelForCausalLM.from_pretrained, and give a wrapper's inner model"
+            "AutoModelForCausalLM.from_pretrained, and give a wrapper's inner model (_orig_mod of "
+            "torch.compile, get_base_model() of PEFT)"
         )
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedError(
@@ -130,8 +130,8 @@ def _check_served(model: PreTrainedModel) -> None:
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "index_topk", None) or config.model_type in _OWN_KEYS:
         raise UnsupportedError(
-            f"{type(model).__name__} chooses keys by an indexer or a cache of its own, which "
-            "sparse prefill would take the mask from; serve it by attn_implementation='sdpa'"
+            f"{type(model).__name__} chooses keys by an indexer, a mask or a cache of its own, "
+            "which sparse prefill would take the mask from; serve it by attn_implementation='sdpa'"
         )
 
 
@@ -154,7 +154,7 @@ def _method(model: PreTrainedModel, given: Method | str | None, impl: str) -> Me
 
 def check_shape(patterns: HeadPatterns, config: Any) -> None:  # noqa: ANN401
     """Raises ValueError unless the patterns fit the model of this config."""
-    shape = (config.num_hidden_layers, config.num_attention_heads)
+    shape = layers_and_heads(config)
     if patterns.shape != shape:
         raise ValueError(
             f"patterns must have the model's {shape[0]} layers and {shape[1]} heads, got "

@@ -164,7 +164,7 @@ def _attend(
     else:
         out = dense_attention(query, key, value, keep=mask, holes=False, dropout=dropout, **options)
     if long and state.on_layer is not None:
-        state.on_layer(int(module.layer_idx))  # type: ignore[arg-type]
+        state.on_layer(_layer_of(module))
     return out
 
 
@@ -215,6 +215,16 @@ def _wants_gradient(module: nn.Module, *tensors: Tensor) -> bool:
     return module.training or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 
+def _layer_of(module: nn.Module) -> int:
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise UnsupportedError(
+            f"{type(module).__name__} does not say which layer it is, which sparse prefill goes "
+            "by; use attn_implementation='sdpa' for this model"
+        )
+    return int(layer)  # type: ignore[arg-type]
+
+
 def _prefill(
     module: nn.Module,
     query: Tensor,
@@ -224,7 +234,7 @@ def _prefill(
     state: State,
     options: dict[str, Any],
 ) -> Tensor:
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    layer = _layer_of(module)
     first, stop = real_bounds(query.shape[0], key.shape[2], query.device, keep)
     context = Context(
         layout=Layout(first, stop, query.shape[2], key.shape[2]),

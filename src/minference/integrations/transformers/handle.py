@@ -12,14 +12,19 @@ from minference.errors import UnsupportedError
 from minference.integrations.transformers import _compat, state
 from minference.integrations.transformers.attention import NAME
 from minference.integrations.transformers.chunks import chunk_token_wise
-from minference.integrations.transformers.host_cache import HostCache, is_on_host, to_host
+from minference.integrations.transformers.host_cache import (
+    HostCache,
+    has_layers_to_move,
+    is_on_host,
+    to_host,
+)
 from minference.integrations.transformers.memory import check_memory
 from minference.integrations.undo import Detachable
-from minference.lengths import token_limit
 from minference.methods.base import Method
+from minference.model_config import token_limit
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 REMEDY = (
     "use the model's native transformers class (without trust_remote_code; for GLM-4 the '-hf' "
@@ -141,16 +146,24 @@ class Handle(Detachable):
             keep = kwargs.get("logits_to_keep", 0)
             options = {"chunk_tokens": self._chunk_tokens, "kv": self._kv}
             logits = (keep or tokens) if isinstance(keep, int) else keep.numel()
-            check_memory(self._model, tokens, batch=batch, logits=logits, **options)
+            logits = 0 if self._model.get_output_embeddings() is None else logits
+            cached = _uses_cache(kwargs, self._config)
+            check_memory(self._model, tokens, batch=batch, logits=logits, cached=cached, **options)
 
     def _cache(self, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         cache = kwargs.get("past_key_values")
         fp8 = self._kv == "host_fp8"
         if cache is None:
-            used = kwargs.get("use_cache")
-            used = self._config.use_cache if used is None else used
+            used = _uses_cache(kwargs, self._config)
             return HostCache(self._config, fp8=fp8) if used else None
-        if not is_on_host(cache) and not cache.get_seq_length():
+        tokens = cache.get_seq_length()
+        if tokens and has_layers_to_move(cache):
+            raise UnsupportedError(
+                f"kv={self._kv!r} needs a cache that was on the host from its first token, got one "
+                f"with {tokens} on the device; start it under this handle, or attach with "
+                "kv='device'"
+            )
+        if not tokens and not is_on_host(cache):
             to_host(cache, self._config, fp8=fp8)
         return cache
 
@@ -168,6 +181,11 @@ class Handle(Detachable):
 def _parameters(kind: type[nn.Module]) -> list[str]:
     """Names of what a model's forward takes, in order."""
     return list(inspect.signature(kind.forward).parameters)[1:]
+
+
+def _uses_cache(kwargs: dict[str, Any], config: PreTrainedConfig) -> bool:
+    used = kwargs.get("use_cache")
+    return bool(getattr(config, "use_cache", True) if used is None else used)
 
 
 def _on_one_device(model: PreTrainedModel) -> bool:

@@ -76,6 +76,11 @@ def is_on_host(cache: Cache) -> bool:
     return any(isinstance(layer, HostLayer) for layer in cache.layers)
 
 
+def has_layers_to_move(cache: Cache) -> bool:
+    """Whether keys and values of some layer are on the device that `to_host` would have moved."""
+    return any(type(layer) is DynamicLayer for layer in cache.layers)
+
+
 def check_kv(kv: str) -> None:
     """Raises ValueError unless `kv` is one of KV."""
     if kv not in KV:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from minference.errors import UnsupportedError
 from minference.integrations.transformers.host_layer import piece_tokens
+from minference.model_config import layer_configs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,8 +59,12 @@ def estimate_memory(
     chunk_tokens: int | None = None,
     kv: str = "device",
     logits: int = 1,
+    cached: bool = True,
 ) -> Memory:
     """Bytes that a prefill of `tokens` tokens a row takes.
+
+    Layers with a window keep that many keys on the device, recurrent ones none; latent attention
+    (MLA) is counted as transformers 5.17 keeps it, compressed.
 
     Args:
         model: the model, loaded.
@@ -66,37 +73,68 @@ def estimate_memory(
         chunk_tokens: of the long-prompt mode.
         kv: where keys and values stay, as in `attach`.
         logits: tokens a row whose logits are asked for.
+        cached: whether keys and values are kept.
     """
     config = model.config.get_text_config(decoder=True)
     size = model.dtype.itemsize
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    rows = kv_heads * batch
-    layer = 2 * rows * dim * tokens
-    layers = config.num_hidden_layers
-    # e4m3 comes with one float32 a row
-    parts = {"device": [], "host": [dim * size], "host_fp8": [dim, 4]}[kv]
+    device, host = _cache_bytes(config, tokens, batch, size, kv) if cached else (0, 0)
+    widest = max(_widest(own, tokens, chunk_tokens, size) for own in layer_configs(config))
     return Memory(
         weights=sum(p.numel() * p.element_size() for p in model.parameters()),
-        cache=layer * size * (layers if kv == "device" else min(2, layers)),
-        activations=batch * _widest(config, tokens, chunk_tokens, heads * dim, size),
+        cache=device,
+        activations=batch * widest,
         logits=batch * logits * config.vocab_size * size,
-        host=2 * layers * _pinned(tokens, [rows * part for part in parts]),
+        host=host,
     )
+
+
+def _cache_bytes(config: Any, tokens: int, batch: int, size: int, kv: str) -> tuple[int, int]:  # noqa: ANN401
+    """Bytes of keys and values on the device, and on the host."""
+    device, host, moved = 0, 0, [0]
+    # layers that read another's keys have none of their own
+    for own, layer in zip(layer_configs(config), DynamicCache(config=config).layers, strict=False):
+        if not isinstance(layer, DynamicLayer):
+            continue
+        kept = min(tokens, getattr(layer, "sliding_window", None) or tokens)
+        tensors = [(heads * batch, dim) for heads, dim in _kept(own)]
+        layer_bytes = sum(rows * dim for rows, dim in tensors) * kept * size
+        if kv == "device" or type(layer) is not DynamicLayer:
+            device += layer_bytes
+            continue
+        moved.append(layer_bytes)
+        for rows, dim in tensors:
+            # e4m3 comes with one float32 a row
+            parts = [dim * size] if kv == "host" else [dim, 4]
+            host += _pinned(tokens, [rows * part for part in parts])
+    return device + sum(sorted(moved)[-2:]), host
+
+
+def _kept(config: Any) -> list[tuple[int, int]]:  # noqa: ANN401
+    """Heads and elements of a head that a layer keeps of a token: of its keys, of its values."""
+    if getattr(config, "kv_lora_rank", None):
+        return [(1, config.kv_lora_rank), (1, config.qk_rope_head_dim)]
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = _head_dim(config)
+    return [(kv_heads, dim), (kv_heads, getattr(config, "v_head_dim", None) or dim)]
+
+
+def _head_dim(config: Any) -> int:  # noqa: ANN401
+    """Elements of a query head."""
+    for name in ("qk_head_dim", "head_dim"):
+        if getattr(config, name, None):
+            return getattr(config, name)
+    return config.hidden_size // config.num_attention_heads
 
 
 def _pinned(tokens: int, token_bytes: list[int]) -> int:
     """Host memory of so many tokens in pieces, each rounded up to a power of two."""
-    if not token_bytes:
-        return 0
     step = piece_tokens(token_bytes[0])
     sizes = [step] * (tokens // step) + [tokens % step]
     return sum(1 << (n * part - 1).bit_length() for part in token_bytes for n in sizes if n)
 
 
-def _widest(config: Any, tokens: int, chunk: int | None, width: int, size: int) -> int:  # noqa: ANN401
-    hidden = config.hidden_size
+def _widest(config: Any, tokens: int, chunk: int | None, size: int) -> int:  # noqa: ANN401
+    hidden, width = config.hidden_size, config.num_attention_heads * _head_dim(config)
     some = tokens if chunk is None else min(tokens, chunk)
     inter = getattr(config, "intermediate_size", None) or 0
     inter = max(inter) if isinstance(inter, list | tuple) else inter

@@ -12,6 +12,7 @@ from minference.integrations.transformers.attach import attach, check_shape
 from minference.log import warn_once
 from minference.methods.base import Method
 from minference.methods.spec import fitting_patterns, named_method, takes_patterns
+from minference.model_config import layers_and_heads
 
 _PLAIN = ("dense", "hf", "minference_with_dense")
 
@@ -97,7 +98,7 @@ class MInference:
             patterns = HeadPatterns.from_file(self.config_path)
             check_shape(patterns, config)
             return patterns
-        shape = (config.num_hidden_layers, config.num_attention_heads)
+        shape = layers_and_heads(config)
         if self.model_name in get_support_models():
             patterns = HeadPatterns.from_pretrained(str(self.model_name))
             if patterns.shape == shape:
