@@ -32,6 +32,7 @@ from minference.eval.statistics import (
     difference_to,
     scores,
 )
+from minference.eval.tables import REPORTED
 from minference.integrations.transformers.load import load
 from minference.json_files import read_json_lines
 from minference.lengths import parse_length
@@ -192,10 +193,10 @@ def show(options: argparse.Namespace) -> None:
 def tables(lines: list[dict[str, Any]], only: str | None = None, times: Times | None = None) -> str:
     """A table for each length and placement: a row a method, a column a task; and what attention
     takes, where a method was timed at that length."""
-    shapes = {(r["length"], r["placement"]) for r in lines if r["record"] == "question"}
+    shapes = {(r["length"], r["placement"], r["split"]) for r in lines if r["record"] == "question"}
     if only is not None:
         length, _, placement = only.partition("-")
-        shapes &= {(parse_length(length), placement)}
+        shapes = {shape for shape in shapes if shape[:2] == (parse_length(length), placement)}
     return "\n\n".join(_table(lines, *shape, times or {}) for shape in sorted(shapes))
 
 
@@ -205,19 +206,18 @@ def _either(numbers: list[int]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _table(lines: list[dict[str, Any]], length: int, placement: str, times: Times) -> str:
-    own = [
-        record
-        for record in lines
-        if record.get("length") == length and record.get("placement") == placement
-    ]
+def _table(
+    lines: list[dict[str, Any]], length: int, placement: str, split: str, times: Times
+) -> str:
+    shape = length, placement, split
+    own = [r for r in lines if tuple(map(r.get, ("length", "placement", "split"))) == shape]
     found, answers = scores(own), answers_by_cell(own)
     tasks = [cell[0] for cell in found]
     methods = list(dict.fromkeys(method for cell in found.values() for method in cell))
     asked = [score for cell in found.values() for score in cell.values()]
     questions = sorted({score.total for score in asked})
     prompts = sorted({score.prompts for score in asked})
-    where = WHERE[placement]
+    where = WHERE[placement] + ("" if split == REPORTED else f", {split} seeds")
     head = ["method", *(task.replace("_", " ") for task in tasks)]
     timed = any(score.seconds is not None for score in asked)
     head += ["all, to dense (95 %)", "density", "recall", *(["prefill"] if timed else [])]

@@ -45,7 +45,7 @@ def answers_of(path: Path) -> dict[str, Right]:
     for (task, *_), methods in answers_by_cell(Records.read(path).lines).items():
         for method, answers in methods.items():
             own = found.setdefault(method, {})
-            own |= {((task, seed), place): right for (seed, place), right in answers.items()}
+            own |= {((task, prompt), place): right for (prompt, place), right in answers.items()}
     return found
 
 

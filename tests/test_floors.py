@@ -42,11 +42,10 @@ FLOOR_0 = {
     "provenance",
     "upstream_json",
 }
-# where an optional package may be imported at all; "module" means at the top of the file too
+# where an optional package may be imported at all
 OPTIONAL = {
     "triton": ("ops", "bench", "testing"),
     "cuda": ("ops",),
-    "cutlass": ("ops",),
     "transformers": ("integrations", "eval", "search", "bench", "cli", "demo", "testing"),
     "accelerate": ("integrations", "cli"),
     "vllm": ("integrations",),
@@ -54,7 +53,6 @@ OPTIONAL = {
     "gradio": ("demo",),
     "typer": ("cli",),
     "rich": ("cli",),
-    "yaml": ("eval", "cli"),
     "lm_eval": ("eval",),
     "datasets": ("eval",),
     "numpy": ("bench", "eval", "viz", "testing", "demo"),

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from minference.lengths import causal_pairs
+
 TILE = 128
 """Rows of a query tile: tile t holds the queries at positions [128 t, 128 t + 127]."""
 
@@ -22,7 +24,20 @@ BLOCK = 64
 WHOLE = 1 << 30
 """`group_tiles` of a head whose single group spans every tile; `window` of an unmasked head."""
 
+ENTRY = 4
+"""Factor of a block's number in an entry of `blocks`; what remains are its row halves."""
+
 BOTH_HALVES = 3
+
+
+def whole_entries(blocks: Int[Tensor, "*lists"]) -> Int[Tensor, "*lists"]:
+    """Entries of `SparseIndex.blocks` for these blocks, in both row halves."""
+    return (blocks * ENTRY + BOTH_HALVES).to(torch.int32)
+
+
+def most_tiles(rows: int) -> int:
+    """Most query tiles that so many neighbouring rows touch."""
+    return -(-rows // TILE) + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +182,8 @@ class SparseIndex:
         halves = torch.zeros(2 * tile + 2, dtype=torch.int32, device=self.device)
         if g < self.blocks.count.shape[2]:
             entries = self.blocks.row(b, h, g)
-            entries = entries[entries // 4 <= 2 * tile + 1]
-            halves[(entries // 4).long()] = entries % 4
+            entries = entries[entries // ENTRY <= 2 * tile + 1]
+            halves[(entries // ENTRY).long()] = entries % ENTRY
         if g < self.offsets.count.shape[2]:
             blocks = 2 * tile - self.offsets.row(b, h, g).long()
             halves[blocks[blocks >= 0]] = BOTH_HALVES
@@ -222,8 +237,8 @@ class SparseIndex:
         result = torch.ones((self.batch, self.heads), dtype=torch.float64)
         for b in range(self.batch):
             rows = self.rows(b)
-            area = (rows.start + 1 + rows.stop) * len(rows) // 2
-            if area:
+            if rows:
+                area = causal_pairs(len(rows), rows.stop)
                 result[b] = computed_pairs(self, b).cpu().double() / area
         return result
 

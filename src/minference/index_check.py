@@ -5,10 +5,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from minference.index import BLOCK, BOTH_HALVES, WHOLE, Ragged, SparseIndex, pack_bits
-
-ENTRY = 4
-"""Values of an entry of `blocks` for one block: the row halves in its last two bits."""
+from minference.index import BLOCK, BOTH_HALVES, ENTRY, WHOLE, Ragged, SparseIndex, pack_bits
 
 
 def check_lists(index: SparseIndex) -> None:

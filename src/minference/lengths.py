@@ -1,4 +1,4 @@
-"""Lengths in tokens as people write them. Floor 0."""
+"""Lengths in tokens as people write them, and the pairs that they make. Floor 0."""
 
 _UNITS = {"k": 1 << 10, "m": 1 << 20}
 
@@ -15,3 +15,8 @@ def parse_length(text: str) -> int:
     if not (digits.isascii() and digits.isdigit() and int(digits)):
         raise ValueError(f"a length must look like 16384, 16k or 1m, got {text!r}")
     return int(digits) * unit
+
+
+def causal_pairs(queries: int, context: int) -> float:
+    """Pairs of a query and a key that it sees, for the last `queries` tokens of a context."""
+    return queries * (context - (queries - 1) / 2)

@@ -28,10 +28,11 @@ def test_a_loss_on_a_third_of_the_prompts_is_seen() -> None:
 
 
 def test_a_difference_over_cells_weighs_every_question_alike() -> None:
-    right, wrong = {(0, 0): True, (1, 0): True}, {(0, 0): False, (1, 0): True}
+    first, second = ((0, 1), 0), ((1, 1), 0)
+    right, wrong = {first: True, second: True}, {first: False, second: True}
     cells = {
-        ("a", 1, "end"): {"dense": right, "m": wrong},
-        ("b", 1, "end"): {"dense": right, "m": right, "other": wrong},
+        ("a", 1, "end", "dev"): {"dense": right, "m": wrong},
+        ("b", 1, "end", "dev"): {"dense": right, "m": right, "other": wrong},
     }
     found = difference_to(cells, "m")
     assert found is not None
@@ -40,7 +41,8 @@ def test_a_difference_over_cells_weighs_every_question_alike() -> None:
 
 
 def test_scores_gather_densities_by_layer() -> None:
-    base = {"task": "t", "length": 1, "placement": "end", "method": "m", "seed": 0}
+    base = {"task": "t", "length": 1, "placement": "end", "split": "dev"}
+    base |= {"method": "m", "seed": 0, "questions": 2}
     lines = [
         {"record": "question", **base, "index": 0, "correct": 1},
         {"record": "question", **base, "index": 1, "correct": 0},
@@ -48,7 +50,7 @@ def test_scores_gather_densities_by_layer() -> None:
         {"record": "prefill", **base, "seconds": 2.0, "density": [1.0, 0.5], "recall": [1, 0.8]},
         {"record": "prefill", **base, "seed": 1, "seconds": 1.0, "density": [1.0, 0.0]},
     ]
-    score = scores(lines)["t", 1, "end"]["m"]
+    score = scores(lines)["t", 1, "end", "dev"]["m"]
     assert (score.accuracy, score.total, score.prompts) == (0.5, 2, 1)
     assert score.layers == (1.0, 0.25)
     assert score.density == pytest.approx(0.625)

@@ -153,10 +153,11 @@ def _show(records: Records, as_json: bool) -> None:
         typer.echo("\n\n".join(tables) or f"{records.path} holds no result yet")
         return
     found = [
-        {"task": task, "length": length, "placement": placement, "method": method}
+        dict(zip(("task", "length", "placement", "split"), cell, strict=True))
+        | {"method": method}
         | asdict(score)
         | {"accuracy": score.accuracy}
-        for (task, length, placement), methods in scores(records.lines).items()
+        for cell, methods in scores(records.lines).items()
         for method, score in methods.items()
     ]
     found += item_scores(records.lines)

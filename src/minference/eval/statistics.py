@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-CellKey = tuple[str, int, str]
+CellKey = tuple[str, int, str, str]
+"""Task, length, placement and split."""
 _Z = 1.959964
 _RESAMPLES = 4000
 
@@ -59,20 +60,28 @@ class Difference:
     questions: int
 
 
-Answers = dict[tuple[int, int], bool]
+Prompt = tuple[int, int]
+"""Seed, and how many questions the prompt has: one with more is another prompt."""
+Answers = dict[tuple[Prompt, int], bool]
+"""Right or wrong by prompt and question."""
 
 
 def cell_key(record: Mapping[str, Any]) -> CellKey:
-    """Task, length and placement."""
-    return record["task"], record["length"], record["placement"]
+    """The cell of a result."""
+    return record["task"], record["length"], record["placement"], record["split"]
+
+
+def prompt_of(record: Mapping[str, Any]) -> Prompt:
+    """The prompt of a result in its cell."""
+    return record["seed"], record["questions"]
 
 
 def answers_by_cell(records: Iterable[Mapping[str, Any]]) -> dict[CellKey, dict[str, Answers]]:
-    """Right or wrong by cell, method and (seed, index)."""
+    """Right or wrong by cell, method, prompt and question."""
     cells: dict[CellKey, dict[str, Answers]] = defaultdict(lambda: defaultdict(dict))
     for record in records:
         if record["record"] == "question":
-            place = record["seed"], record["index"]
+            place = prompt_of(record), record["index"]
             cells[cell_key(record)][record["method"]][place] = bool(record["correct"])
     return {cell: dict(methods) for cell, methods in cells.items()}
 
@@ -80,7 +89,7 @@ def answers_by_cell(records: Iterable[Mapping[str, Any]]) -> dict[CellKey, dict[
 def last_prefills(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The prefills, each once: a prompt that was asked again counts by its last."""
     found = {
-        (*cell_key(record), record["method"], record["seed"], record.get("index")): record
+        (*cell_key(record), record["method"], prompt_of(record), record.get("index")): record
         for record in records
         if record["record"] == "prefill"
     }
@@ -143,8 +152,8 @@ def difference_to(
     pooled: tuple[dict[Any, bool], dict[Any, bool]] = {}, {}
     for cell, by_method in answers.items():
         for into, name in zip(pooled, (method, baseline), strict=True):
-            for (seed, index), right in by_method.get(name, {}).items():
-                into[(cell, seed), index] = right
+            for (prompt, index), right in by_method.get(name, {}).items():
+                into[(cell, prompt), index] = right
     return paired_difference(*pooled)
 
 
@@ -156,7 +165,7 @@ def _score(answers: Answers, prefills: list[Mapping[str, Any]]) -> Score:
     return Score(
         correct,
         total,
-        len({seed for seed, _ in answers}),
+        len({prompt for prompt, _ in answers}),
         low,
         high,
         sum(layers) / len(layers) if layers else None,

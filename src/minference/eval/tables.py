@@ -14,6 +14,7 @@ from minference.eval.statistics import (
 )
 
 BASELINE = "dense"
+REPORTED = "heldout"
 ALL = 0.995  # the density that two digits show as everything
 _HEAD = (
     "| task | length | questions | method | exact match | to dense | density | layers | recall "
@@ -32,10 +33,11 @@ def markdown_table(records: Iterable[Mapping[str, Any]]) -> str:
     lines = list(records)
     answers = answers_by_cell(lines)
     rows = [_HEAD]
-    for (task, length, placement), methods in sorted(scores(lines).items()):
-        own = answers[task, length, placement]
+    for cell, methods in sorted(scores(lines).items()):
+        task, length, placement, split = cell
+        own, where = answers[cell], placement if split == REPORTED else f"{placement}, {split}"
         for method, score in sorted(methods.items(), key=lambda own: own[0] != BASELINE):
-            asked = f"{score.total} on {score.prompts} prompts, {placement}"
+            asked = f"{score.total} on {score.prompts} prompts, {where}"
             cells = (task, str(length), asked, f"`{method}`", *_measured(score, method, own))
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -1,7 +1,7 @@
 """What a method is: it looks at q and k and says, as a `SparseIndex`, which keys each query needs.
 
-A new method is one file: a frozen dataclass with a `name` and a `build_index`, registered here or
-through the entry point group `minference.methods`.
+A new method is one file: a frozen dataclass with a `name` and a `build_index`, registered in
+`minference.methods` or through the entry point group of that name.
 """
 
 import math

@@ -2,6 +2,7 @@
 
 import math
 
+from minference.lengths import causal_pairs
 from minference.methods.base import Method
 
 CPU_TOKENS = 4096
@@ -29,14 +30,14 @@ def min_seq_len(method: Method, device_type: str) -> int:
 
 def min_work(method: Method, device_type: str) -> int:
     """Work of a call, as `work` counts it, below which the dense kernel serves: what an index costs
-    however few heads and queries there are. None on a CPU, or where the method has a length."""
+    however few heads and queries there are. 0 on a CPU, and where the method has a length."""
     return 0 if method.min_seq_len is not None or device_type != "cuda" else method.cuda_work
 
 
 def work(queries: int, context: int, heads: int, dim: int) -> float:
     """Pairs of a query and a key that it sees, times the query heads of all batch rows, times their
     dimension, of which `COUNTED_DIM` counts. Dense attention takes four operations for each."""
-    return queries * (context - (queries - 1) / 2) * heads * min(dim, COUNTED_DIM)
+    return causal_pairs(queries, context) * heads * min(dim, COUNTED_DIM)
 
 
 def most_share(keys: float, tokens: int) -> float:

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from minference.index import (
     BLOCK,
-    BOTH_HALVES,
     TILE,
     WHOLE,
     Ragged,
     SparseIndex,
     device_ints,
+    most_tiles,
+    whole_entries,
 )
 from minference.index_samples import check_samples
 from minference.ops.select.lists import local_offsets, offset_slots, offsets_from_flags
@@ -54,7 +55,7 @@ class Layout:
     @property
     def chunk_tiles(self) -> int:
         """Most query tiles that the chunk can touch."""
-        return min(self.q_len // TILE + 2, -(-self.kv_len // TILE))
+        return min(most_tiles(self.q_len), -(-self.kv_len // TILE))
 
     @property
     def blocks(self) -> int:
@@ -116,7 +117,7 @@ def a_shape_index(layout: Layout, sinks: tuple[int, ...], windows: tuple[int, ..
     """Exactly the keys at distance < windows[h] and the first sinks[h] ones (StreamingLLM,
     arXiv 2309.17453)."""
     cap = max(1, -(-min(max(sinks), layout.kv_len) // BLOCK))
-    entries = (torch.arange(cap, device=layout.device) * 4 + BOTH_HALVES).to(torch.int32)
+    entries = whole_entries(torch.arange(cap, device=layout.device))
     count = device_ints(tuple(-(-min(s, layout.kv_len) // BLOCK) for s in sinks), layout.device)
     shape = (layout.batch, len(sinks), 1)
     blocks = Ragged.from_rows(entries.expand(*shape, cap), count[None, :, None].expand(shape))
@@ -142,7 +143,7 @@ def tri_shape_index(
     rows (arXiv 2412.10319). A superset, by up to a tile, of the lines it names."""
     heads, device = len(sinks), layout.device
     blocks = layout.blocks
-    every = (torch.arange(blocks, device=device) * 4 + BOTH_HALVES).to(torch.int32)
+    every = whole_entries(torch.arange(blocks, device=device))
     tile = layout.first_tile[:, None] + torch.arange(layout.chunk_tiles, device=device)
     tile = tile[:, None]  # [B, 1, tiles]
     widths = tuple(local_offsets(min(w, layout.kv_len)) for w in windows)

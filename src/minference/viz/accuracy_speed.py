@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from minference.bench.peers import MethodTime, Times
 from minference.eval.statistics import Difference, answers_by_cell, difference_to
+from minference.eval.tables import REPORTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,6 +62,7 @@ def accuracy_panel(
     timed: int,
     *,
     placement: str = "spread",
+    split: str = REPORTED,
 ) -> Panel:
     """Methods that have answers at one length and a time at one.
 
@@ -70,11 +72,13 @@ def accuracy_panel(
         answered: length of the prompts that were answered, in tokens.
         timed: length of the prompt that was timed.
         placement: where the questions were.
+        split: whose seeds they have, "heldout" or "dev".
     """
+    where = answered, placement, split
     answers = answers_by_cell(
         record
         for record in records
-        if record.get("length") == answered and record.get("placement") == placement
+        if tuple(map(record.get, ("length", "placement", "split"))) == where
     )
     asked = {name: None for by_method in answers.values() for name in by_method}
     methods = [name for name in asked if name != "dense" and (timed, name) in times]

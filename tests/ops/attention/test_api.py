@@ -137,7 +137,7 @@ def test_rows_without_keys_give_zeros(impl: str, half: int, device: torch.device
 @pytest.mark.parametrize("impl", ["reference", "torch"])
 def test_rows_without_keys_give_zeros_in_fp8(impl: str) -> None:
     q, k, v = random_qkv(2, 1, 300)
-    columns = Ragged.from_rows(torch.full((1, 2, 1, 1), 70), torch.ones(1, 2, 1))
+    columns = Ragged.from_rows(torch.full((1, 2, 1, 1), 70), torch.ones(1, 2, 1, dtype=torch.int32))
     index = assemble(layout_of(q, k), 2, columns=columns)
     out = sparse_attention(q, k, v, index, precision="fp8", impl=impl)
     seen = index.to_dense_mask().any(dim=-1)

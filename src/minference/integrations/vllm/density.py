@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minference.index import TILE, SparseIndex
 from minference.index_tiles import computed_pairs
+from minference.lengths import causal_pairs
 
 
 def sampled_density(index: SparseIndex, tiles: int = 4) -> float:
@@ -17,6 +18,6 @@ def sampled_density(index: SparseIndex, tiles: int = 4) -> float:
     computed, area = [], 0
     for tile in own[step // 2 :: step] or own[:1]:
         a, z = max(rows.start, tile * TILE), min(rows.stop, (tile + 1) * TILE)
-        area += index.heads * sum(range(a + 1, z + 1))
+        area += index.heads * causal_pairs(z - a, z)
         computed.append(computed_pairs(index, 0, range(tile, tile + 1)).sum())
-    return int(sum(computed)) / area if area else 1.0
+    return float(sum(computed)) / area if area else 1.0

@@ -83,15 +83,13 @@ class SparseLayer:
         host: Any = super()
         host.do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
 
-    def start_step(self) -> bool:
-        """Tells the shared state that a forward pass began; whether it just did."""
+    def start_step(self) -> None:
+        """Tells the shared state that a forward pass began, if one did."""
         assert self.runtime is not None
         step = get_forward_context()
-        if self.runtime.step is step:
-            return False
-        self.runtime.step = step
-        self.runtime.start_step()
-        return True
+        if self.runtime.step is not step:
+            self.runtime.step = step
+            self.runtime.start_step()
 
     def _make(self, name: str) -> LayerPrefill:
         assert self.runtime is not None

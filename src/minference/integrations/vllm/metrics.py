@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from minference.lengths import causal_pairs
+
 _HELP = {
     "chunks": "Prompt chunks that sparse attention served",
     "tokens": "Prompt tokens that sparse attention served",
@@ -43,8 +45,7 @@ class Chunk:
     @property
     def pairs(self) -> float:
         """Query-key pairs of the causal area."""
-        before = self.context - self.queries
-        return self.queries * before + self.queries * (self.queries + 1) / 2
+        return causal_pairs(self.queries, self.context)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minference.errors import UnsupportedError
-from minference.index import BLOCK, TILE, Ragged, SparseIndex
+from minference.index import BLOCK, TILE, Ragged, SparseIndex, most_tiles
 from minference.ops._kernel import kernel
 from minference.ops._triton import (
     MAX_HEAD_DIM,
@@ -343,7 +343,7 @@ def sparse_attention(
         packed = [x[None, None] for x in packed]
     elif q.dtype != torch.float32:
         packed = [x[None, None] for x in pack_columns(k, v, index, table)]
-    slots = -(-q_len // TILE) + 1
+    slots = most_tiles(q_len)
     data = (q, k, v, out, out if lse is None else lse, *_index_arguments(index))
     data += tuple(tuple(x.stride()[:3]) for x in (q, k, v))
     data += (slots, q_len, index.kv_len, log2_scaling(scale, softcap))

@@ -9,7 +9,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minference.index import BLOCK, TILE, SparseIndex
+from minference.index import BLOCK, TILE, SparseIndex, most_tiles
 from minference.index_samples import (
     HASH,
     LEAST_STRIDE,
@@ -216,7 +216,7 @@ def join_samples(
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     blocks, bounds = index.blocks, (index.first, index.stop)
     lists = (blocks.values, blocks.start.contiguous(), blocks.count.contiguous())
-    slots = -(-q_len // TILE) + 1
+    slots = most_tiles(q_len)
     room = -(-sample_room(index.kv_len, index.samples) // KEYS) * KEYS
     shape = (batch * index.heads * slots, room)
     counts = torch.empty(shape, dtype=torch.float16, device=device)

@@ -80,7 +80,7 @@ def _flex_tiles(
         if bool(aware[:, own].any()):
             kv_head = torch.arange(q.shape[1], device=q.device)[own] * k.shape[1] // q.shape[1]
             scores = _tile_scores(q[:, own], means[:, kv_head], layout, scale, softcap)
-            flags |= _best_pairs(scores, layout, gamma) & aware[:, own, None, None]
+            flags |= _best_pairs(scores, gamma) & aware[:, own, None, None]
         lists.append(tile_lists([flags]))
     return _joined(lists)
 
@@ -200,7 +200,7 @@ def _tile_scores(
 
 
 def _best_pairs(
-    weights: Float[Tensor, "B H tiles keys"], layout: Layout, gamma: float
+    weights: Float[Tensor, "B H tiles keys"], gamma: float
 ) -> Bool[Tensor, "B H tiles keys"]:
     """The fewest pairs of a head that hold the share `gamma` of all its weights."""
     flat = weights.flatten(2)

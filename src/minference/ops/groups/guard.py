@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from minference.index import BLOCK, TILE, Ragged
+from minference.index import BLOCK, TILE, Ragged, whole_entries
 from minference.ops.build import Layout
 from minference.ops.groups.plan import GROUP, GROUP_TILES, group_count
 from minference.ops.scores import softcapped
@@ -136,7 +136,7 @@ def guard(
     of = level.gather(2, slot)
     group = group.clamp(max=wider.count.shape[2] - 1)[:, None].expand(shape)
     blocks = layout.blocks
-    every = torch.arange(blocks, dtype=torch.int32, device=layout.device) * 4 + 3
+    every = whole_entries(torch.arange(blocks, device=layout.device))
     values = torch.cat([lists.values, wider.values, every])
     base = lists.values.numel()
     all_of_it = (2 * tile + 2).clamp(max=blocks)[:, None].expand_as(of)

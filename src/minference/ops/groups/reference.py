@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from minference.index import BLOCK, TILE, Ragged
+from minference.index import BLOCK, TILE, Ragged, whole_entries
 from minference.ops.build import Layout
 from minference.ops.groups.plan import (
     ALWAYS,
@@ -191,4 +191,4 @@ def _entries(flags: Bool[Tensor, "B Hkv lists blocks"], room: int) -> Ragged:
     block = torch.arange(flags.shape[3], device=flags.device)
     rows = torch.where(flags, block, flags.shape[3]).sort(dim=-1).values[..., :room]
     rows = torch.nn.functional.pad(rows, (0, room - rows.shape[3]))
-    return Ragged.from_rows(rows * 4 + 3, flags.sum(dim=-1))
+    return Ragged.from_rows(whole_entries(rows), flags.sum(dim=-1))

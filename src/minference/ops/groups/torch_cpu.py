@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from minference.index import BLOCK, TILE, Ragged
+from minference.index import BLOCK, TILE, Ragged, whole_entries
 from minference.ops.build import Layout
 from minference.ops.groups.plan import (
     ALWAYS,
@@ -249,5 +249,5 @@ def _write(values: Tensor, count: Tensor, flags: Bool[Tensor, "Hkv blocks"]) -> 
     block = torch.arange(flags.shape[1], device=flags.device)
     ordered = torch.where(flags, block, flags.shape[1]).sort(dim=-1).values
     room = min(values.shape[1], flags.shape[1])
-    values[:, :room] = (ordered[:, :room] * 4 + 3).to(torch.int32)
+    values[:, :room] = whole_entries(ordered[:, :room])
     count[:] = flags.sum(dim=-1)

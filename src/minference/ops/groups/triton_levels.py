@@ -9,7 +9,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minference.index import TILE, Ragged
+from minference.index import TILE, Ragged, whole_entries
 from minference.ops._kernel import kernel
 from minference.ops._triton import SIZES
 from minference.ops.build import Layout
@@ -169,4 +169,4 @@ def guard(
 
 @lru_cache(maxsize=16)
 def _every(blocks: int, device: torch.device) -> Int[Tensor, " blocks"]:
-    return torch.arange(blocks, dtype=torch.int32, device=device) * 4 + 3
+    return whole_entries(torch.arange(blocks, dtype=torch.int32, device=device))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from minference.index import BLOCK, TILE, Ragged, device_ints
+from minference.index import BLOCK, TILE, Ragged, device_ints, most_tiles
 from minference.ops.checks import check_qkv
 from minference.ops.pool.reference import ENDS
 
@@ -99,7 +99,7 @@ def _(q, k, first, stop, budgets, heads, keep_ends):  # noqa: ANN001, ANN202
 
 def _sizes(q_len: int, kv_len: int, budgets: list[int]) -> tuple[int, int]:
     """Tiles that a chunk may touch, and entries that each has room for."""
-    return q_len // TILE + 2, min(2 * max(budgets), 2 * -(-kv_len // TILE))
+    return most_tiles(q_len), min(2 * max(budgets), 2 * -(-kv_len // TILE))
 
 
 def _of(x: Float[Tensor, "heads P D"], heads: list[int]) -> Float[Tensor, "own P D"]:
