@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+from minference.eval.statistics import wilson
 from minference.json_files import read_json_lines
 
 Key = tuple[str, int, int]
@@ -23,14 +23,6 @@ def read_scores(path: Path) -> tuple[dict[Key, list[int]], dict[int, float]]:
         elif row["record"] == "text":
             bits[row["length"]] = row["bits"]
     return dict(cells), bits
-
-
-def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a share (Wilson, 1927); 95 % as it stands."""
-    share, square = right / asked, z * z / asked
-    middle = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(share * (1 - share) / asked + square / (4 * asked))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def markdown(path: Path) -> str:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from minference.cli import app
+from minference.cli import app, eval_model
 from minference.cli import eval as command
 from minference.eval.runner import Subject
 from minference.head_patterns import default_patterns
@@ -38,9 +38,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(name)
         return Subject(name, model, Bytes())
 
-    monkeypatch.setattr(command, "_load", load)
-    monkeypatch.setattr(command, "_tokenizer", lambda name: Bytes())
-    monkeypatch.setattr(command, "_token_limit", lambda name: 16_384)
+    monkeypatch.setattr(eval_model, "load_subject", load)
+    monkeypatch.setattr(eval_model, "load_tokenizer", lambda name: Bytes())
+    monkeypatch.setattr(eval_model, "token_limit", lambda name: 16_384)
     return names
 
 
@@ -92,9 +92,13 @@ def test_the_default_model_is_missed_by_name(
 ) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    for load in (lambda name: command._load(name, None), command._tokenizer, command._token_limit):
+    for load in (
+        lambda name: eval_model.load_subject(name, None),
+        eval_model.load_tokenizer,
+        eval_model.token_limit,
+    ):
         with pytest.raises(ValueError, match="'models/needle' of the repository is not here"):
-            load(command.DEFAULT_MODEL)
+            load(eval_model.DEFAULT_MODEL)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +117,7 @@ def test_the_default_model_is_missed_by_name(
         (["-o", __file__], "results cannot be written to"),
         (["--device", "foo"], "device 'foo' cannot be used: "),
         (["--device", "cuda:99"], "device 'cuda:99' cannot be used: "),
+        (["--device", "meta"], "device 'meta' cannot be used: "),
     ],
 )
 def test_bad_input_is_named_before_the_model_is_loaded(
@@ -137,7 +142,7 @@ def test_the_token_limit_is_that_of_the_configuration(
     monkeypatch: pytest.MonkeyPatch, tiny_folder: str
 ) -> None:
     monkeypatch.undo()
-    assert command._token_limit(tiny_folder) == 4096
+    assert eval_model.token_limit(tiny_folder) == 4096
 
 
 def test_a_changed_table_is_not_taken_for_the_old_one(tmp_path: Path) -> None:

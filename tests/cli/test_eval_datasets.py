@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from minference.cli import eval as command
+from minference.cli import eval_model
 from minference.eval.infinitebench.files import Example, to_line
 from minference.eval.runner import Subject
 from minference.testing import tiny_model
@@ -30,9 +31,11 @@ class Bytes:
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("qwen3")
     model.set_attn_implementation("sdpa")
-    monkeypatch.setattr(command, "_load", lambda name, device: Subject(name, model, Bytes()))
-    monkeypatch.setattr(command, "_tokenizer", lambda name: Bytes())
-    monkeypatch.setattr(command, "_token_limit", lambda name: None)
+    monkeypatch.setattr(
+        eval_model, "load_subject", lambda name, device: Subject(name, model, Bytes())
+    )
+    monkeypatch.setattr(eval_model, "load_tokenizer", lambda name: Bytes())
+    monkeypatch.setattr(eval_model, "token_limit", lambda name: None)
 
 
 def invoke(*words: object) -> str:
@@ -73,6 +76,17 @@ def test_counts_below_1_are_refused(words: list[str]) -> None:
     done = CliRunner().invoke(command.app, [*words, "0"])
     assert done.exit_code == 2
     assert f"Invalid value for '{words[-1]}'" in done.output
+
+
+@pytest.mark.parametrize(
+    "words", [["pg19", "tiny", ".", "--lengths"], ["infinitebench", "tiny", "passkey", "--length"]]
+)
+def test_longer_prompts_than_the_model_takes_are_refused(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eval_model, "token_limit", lambda name: 4096)
+    with pytest.raises(ValueError, match="the 4096 tokens that the model takes, got 8192"):
+        invoke(*words, "8k")
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    base = {"task": "niah", "length": 512, "placement": "end", "method": "dense", "seed": 0}
+    base = {"task": "niah", "length": 512, "placement": "end", "split": "dev"}
+    base |= {"questions": 1, "method": "dense", "seed": 0}
     found = {"index": 0, "depth": 0.0, "correct": 1, "answer": "7"}
     (tmp_path / "samples.jsonl").write_text(json.dumps({"record": "question", **base, **found}))
     return tmp_path
@@ -29,6 +30,15 @@ def test_report_writes_a_page_and_pictures(results: Path, as_json: bool) -> None
     told = "".join(f"wrote {name}\n" for name in files)
     assert done.stdout == (json.dumps({"files": files}) + "\n" if as_json else told)
     assert page.read_text().startswith("<!doctype html>")
+
+
+def test_the_page_does_not_replace_the_results(results: Path) -> None:
+    file = results / "samples.jsonl"
+    before = file.read_text()
+    for source in (results, file):
+        done = CliRunner().invoke(command.app, ["report", str(source), "-o", str(file)])
+        assert "is named twice" in str(done.exception)
+    assert file.read_text() == before
 
 
 def test_pictures_need_a_page(results: Path) -> None:

@@ -119,8 +119,10 @@ def test_paths_are_refused_before_weights_are_loaded(
 
 @pytest.mark.usefixtures("unloaded")
 def test_two_outputs_are_two_files(tmp_path: Path, tiny_folder: str) -> None:
-    done = run(tiny_folder, tmp_path / "t.json", "--card", str(tmp_path / "." / "t.json"))
-    assert "two outputs are" in str(done.exception)
+    out = tmp_path / "t.json"
+    for option in ("--card", "--text"):
+        done = run(tiny_folder, out, option, str(tmp_path / "." / "t.json"))
+        assert "is named twice" in str(done.exception)
 
 
 @pytest.mark.usefixtures("unloaded")

@@ -116,11 +116,16 @@ def test_answers_and_times_are_drawn_together(tmp_path: Path) -> None:
     )
     picture = tmp_path / "new" / "both.svg"
     words = ["viz", "tradeoff", results(tmp_path), str(times), "--answered", "4k", "--timed", "4k"]
-    done = RUNNER.invoke(app, [*words, "--placement", "end", "-o", str(picture), "--json"])
+    done = RUNNER.invoke(
+        app, [*words, "--placement", "end", "--split", "dev", "-o", str(picture), "--json"]
+    )
     assert done.exit_code == 0, done.output
     panel = {"answered": 4096, "timed": 4096, "points": 1}
     assert json.loads(done.stdout) == {"picture": str(picture), "panels": [panel]}
     assert "<svg" in picture.read_text()
+    for option, near in (("--placement", "cached, end, spread"), ("--split", "dev, heldout")):
+        bad = RUNNER.invoke(app, [*words, option, "front"])
+        assert f"valid names are {near}" in str(bad.exception)
     wrong = RUNNER.invoke(app, words)
     assert "no method has both answers and a time" in str(wrong.exception)
     uneven = RUNNER.invoke(app, [*words, "--answered", "4k,8k"])
@@ -132,6 +137,8 @@ def test_results_without_the_wanted_are_errors(tmp_path: Path) -> None:
     source = results(tmp_path)
     wrong = RUNNER.invoke(app, ["viz", "needle", source, "--method", "grouped"])
     assert "method 'grouped'" in str(wrong.exception)
+    against = RUNNER.invoke(app, ["viz", "needle", source, "--baseline", "foo"])
+    assert "unknown method 'foo': valid names are a_shape, dense" in str(against.exception)
     blank = RUNNER.invoke(app, ["viz", "needle", source, "-o", str(tmp_path / "needle")])
     assert "valid names are .pdf, .png, .svg" in str(blank.exception)
     gone = RUNNER.invoke(app, ["viz", "recall", str(tmp_path / "none.jsonl")])

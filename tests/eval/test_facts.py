@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from minference.eval.facts import check_same, check_same_texts, content_hash, run_facts
+from minference.eval.facts import (
+    check_same,
+    check_same_depths,
+    check_same_texts,
+    content_hash,
+    run_facts,
+)
 from minference.eval.records import FILE_NAME, Records
 from minference.eval.runner import Subject
 from minference.head_patterns import default_patterns
@@ -58,6 +64,17 @@ def test_other_texts_are_refused(tmp_path: Path, subject: Subject) -> None:
         check_same_texts(records, facts | {"texts": "b"})
 
 
+def test_needles_at_other_depths_are_refused(tmp_path: Path, subject: Subject) -> None:
+    facts = run_facts(subject, SPECS, "")
+    records = begin(tmp_path, facts)
+    check_same_depths(records, facts | {"depths": 7})
+    records.append([facts | {"depths": 0}, facts | {"depths": 5}])
+    for depths in (0, 5):
+        check_same_depths(records, facts | {"depths": depths})
+    with pytest.raises(ValueError, match=r"needles at 5 depths, and now there are 7; .* -o"):
+        check_same_depths(records, facts | {"depths": 7})
+
+
 def test_before_texts_were_noted_the_python_counts(tmp_path: Path, subject: Subject) -> None:
     facts = run_facts(subject, SPECS, "")
     records = begin(tmp_path, facts)
@@ -69,7 +86,8 @@ def test_before_texts_were_noted_the_python_counts(tmp_path: Path, subject: Subj
 def test_a_folder_of_an_earlier_version_is_gone_on_with_and_says_what_it_lacks(
     tmp_path: Path, subject: Subject, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lines = [{"record": "run", "model": "tiny"}, {"record": "question", "method": "dense"}]
+    asked = {"task": "t", "length": 1, "index": 0, "method": "dense", "score": 1, "density": [1]}
+    lines = [{"record": "run", "model": "tiny"}, {"record": "ruler", **asked}]
     (tmp_path / FILE_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
     facts = run_facts(subject, SPECS, "")
     with caplog.at_level(logging.WARNING, logger="minference"):

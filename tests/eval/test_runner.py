@@ -33,6 +33,27 @@ def test_every_method_answers_the_same_questions(
     assert density[SPECS[1].label] < 0.5
 
 
+def test_a_prompt_does_not_depend_on_how_many_are_asked() -> None:
+    few, many = (next(make_cells(["niah"], [1024], samples=n)) for n in (2, 9))
+    assert [few.order(seed) for seed in range(2)] == [many.order(seed) for seed in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"record": "question", "task": "t"}', "a 'question' without length, placement"),
+        ('{"record": "answers"}', "no object with 'record' of run, question"),
+        ("[1]", "no object with 'record'"),
+    ],
+)
+def test_a_line_that_lacks_something_is_named(tmp_path: Path, line: str, why: str) -> None:
+    (tmp_path / FILE_NAME).write_text(f'{{"record": "run", "model": "m"}}\n{line}\n')
+    records = Records.read(tmp_path / FILE_NAME)
+    assert [record["record"] for record in records.lines] == ["run"]
+    assert records.broken[0][0] == 2
+    assert why in records.broken[0][1]
+
+
 def test_an_interrupted_run_goes_on_and_loses_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, subject: Subject
 ) -> None:

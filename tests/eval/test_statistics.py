@@ -2,7 +2,13 @@
 
 import pytest
 
-from minference.eval.statistics import difference_to, paired_difference, scores, wilson
+from minference.eval.statistics import (
+    answers_by_cell,
+    difference_to,
+    paired_difference,
+    scores,
+    wilson,
+)
 
 
 def test_wilson_matches_a_published_value() -> None:
@@ -57,3 +63,21 @@ def test_scores_gather_densities_by_layer() -> None:
     # of a prompt asked twice the last prefill counts, and one without recall says nothing of it
     assert score.recalls == (1.0, 0.8)
     assert score.recall == pytest.approx(0.9)
+
+
+def test_prompts_of_other_splits_or_numbers_of_questions_are_other_prompts() -> None:
+    base = {"record": "question", "task": "t", "length": 1, "placement": "end", "seed": 0}
+    lines = [
+        {**base, "split": split, "questions": questions, "index": 0, "method": method}
+        | {"correct": int(method == "dense" or split == "dev")}
+        for split, questions in (("dev", 1), ("heldout", 1), ("heldout", 2))
+        for method in ("dense", "m")
+    ]
+    found = {cell[3]: methods["m"] for cell, methods in scores(lines).items()}
+    assert {split: (s.accuracy, s.total, s.prompts) for split, s in found.items()} == {
+        "dev": (1.0, 1, 1),
+        "heldout": (0.0, 2, 2),
+    }
+    pooled = difference_to(answers_by_cell(lines), "m")
+    assert pooled is not None
+    assert (pooled.mean, pooled.questions) == (pytest.approx(-2 / 3), 3)

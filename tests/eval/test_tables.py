@@ -12,7 +12,8 @@ from minference.eval.tables import markdown_table
 def test_a_method_that_computed_everything_is_marked(
     method: str, density: float, marked: bool
 ) -> None:
-    base = {"task": "t", "length": 1, "placement": "end", "method": method, "seed": 0}
+    base = {"task": "t", "length": 1, "placement": "end", "split": "dev"}
+    base |= {"questions": 1, "method": method, "seed": 0}
     lines = [
         {"record": "question", **base, "index": 0, "correct": 1},
         {"record": "prefill", **base, "seconds": 1.0, "density": [density, density]},

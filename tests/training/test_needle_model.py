@@ -12,7 +12,7 @@ from minference.eval.tasks import make_sample
 from training.config import BOS, TINY_SHAPE
 from training.export import export, load_weights, save_weights
 from training.model import Needle
-from training.table import markdown, wilson
+from training.table import markdown
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "needle"
@@ -78,8 +78,3 @@ def test_shipped_weights_keep_to_their_size() -> None:
 @shipped
 def test_card_holds_the_table_of_the_committed_scores() -> None:
     assert markdown(SCORES) in (MODEL / "README.md").read_text()
-
-
-def test_wilson_interval() -> None:
-    low, high = wilson(8, 10)
-    assert (round(low, 3), round(high, 3)) == (0.49, 0.943)

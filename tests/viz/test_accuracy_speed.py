@@ -12,7 +12,8 @@ LONG = "minference:budget_length=none,selection=lines,vertical=512,slash=2048"
 
 
 def answers(method: str, right: list[int], length: int = 32_768) -> list[dict[str, object]]:
-    base = {"record": "question", "task": "t", "length": length, "placement": "spread", "index": 0}
+    base = {"record": "question", "task": "t", "length": length, "placement": "spread"}
+    base |= {"split": "heldout", "questions": 1, "index": 0}
     return [base | {"method": method, "seed": n, "correct": c} for n, c in enumerate(right)]
 
 

@@ -38,6 +38,13 @@ def test_a_needle_counts_for_the_nearest_depth() -> None:
     assert (dense.lengths, dense.depths) == ((2048, 4096), (0.0, 0.5, 1.0))
 
 
+def test_a_map_has_as_many_rows_as_needles_had_depths() -> None:
+    assert len(needle_grids(RECORDS, "a")[0].depths) == 5
+    for noted, rows in (([0, 11], 11), ([3], 3), ([1], 2)):
+        runs = [{"record": "run", "model": "m", "depths": depths} for depths in noted]
+        assert len(needle_grids([*runs, *RECORDS], "a")[0].depths) == rows
+
+
 def test_the_difference_is_on_common_questions_alone() -> None:
     lines = [question("dense", 512, 0.0, 0, 0), question("dense", 512, 0.0, 1, 1)]
     _, sparse, difference = needle_grids([*lines, question("a", 512, 0.0, 1, 1)], "a", rows=2)

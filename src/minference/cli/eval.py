@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import sys
 from dataclasses import asdict
@@ -12,16 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from minference.cli import eval_model as asked
 from minference.cli.eval_datasets import infinitebench, pg19, ruler
-from minference.cli.outputs import check_writable
+from minference.cli.outputs import check_distinct, check_writable
+from minference.cli.progress import prompt_progress
 from minference.errors import unknown_name
 
 if TYPE_CHECKING:
     from minference.eval.records import Records
-    from minference.eval.runner import Progress, Subject
-
-
-DEFAULT_MODEL = "models/needle"
 
 
 class _RunUnlessNamed(TyperGroup):
@@ -43,7 +40,9 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    model: str = typer.Argument(DEFAULT_MODEL, help="Hub id or path of a transformers model."),
+    model: str = typer.Argument(
+        asked.DEFAULT_MODEL, help="Hub id or path of a transformers model."
+    ),
     tasks: str = typer.Option("niah", help="Tasks or groups of tasks, comma-separated."),
     methods: str = typer.Option("dense,minference", help="name:key=value,..., comma-separated."),
     lengths: str = typer.Option("4k,8k", help="Prompt lengths in tokens, comma-separated."),
@@ -66,7 +65,7 @@ def run(
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
 ) -> None:
     """Ask the same seeded questions under every method; run it again to go on after a kill."""
-    from minference.eval.plan import check_cells, make_cells, resolve_tasks
+    from minference.eval.plan import ASKED, check_cells, make_cells, resolve_tasks
     from minference.eval.records import make_folder
     from minference.eval.runner import default_workers, measure_of, run_cells
     from minference.eval.tasks import PLACEMENTS
@@ -75,7 +74,7 @@ def run(
 
     for kind, value, valid in (
         ("placement", placement, PLACEMENTS),
-        ("split", split, ("dev", "heldout")),
+        ("split", split, ASKED),
     ):
         if value not in valid:
             raise unknown_name(kind, value, valid)
@@ -90,11 +89,11 @@ def run(
             split=split,  # type: ignore[arg-type]
         )
     )
-    check_device(device)
+    asked.check_device(device)
     make_folder(Path(output))
-    limit = _token_limit(model)
-    check_cells(cells, measure_of(_tokenizer(model)), limit)
-    subject = _load(model, device)
+    limit = asked.token_limit(model)
+    check_cells(cells, measure_of(asked.load_tokenizer(model)), limit)
+    subject = asked.load_subject(model, device)
     records = run_cells(
         subject,
         specs,
@@ -102,7 +101,7 @@ def run(
         Path(output),
         workers=default_workers(subject.model.device.type) if workers is None else workers,
         command=" ".join(["minference", *sys.argv[1:]]),
-        progress=None if quiet or as_json else _progress(),
+        progress=None if quiet or as_json else prompt_progress(),
     )
     _show(records, as_json)
 
@@ -128,13 +127,15 @@ def report(
         if written is not None:
             check_writable(written)
     path = Path(folder)
-    records = Records.read(path / FILE_NAME if path.is_dir() else path)
+    path = path / FILE_NAME if path.is_dir() else path
+    check_distinct(path, output)
+    records = Records.read(path)
     if output is None:
         _show(records, as_json)
         return
     from minference.eval.html import write_report
 
-    title = f"Evaluation: {path.resolve().name}"
+    title = f"Evaluation: {Path(folder).resolve().name}"
     files = write_report(records.lines, output, title=title, pictures=pictures)
     names = [str(file) for file in files]
     typer.echo(json.dumps({"files": names}) if as_json else "\n".join(f"wrote {n}" for n in names))
@@ -162,69 +163,3 @@ def _show(records: Records, as_json: bool) -> None:
     ]
     found += item_scores(records.lines)
     typer.echo(json.dumps({"file": str(records.path), "scores": found}))
-
-
-def _load(name: str, device: str | None) -> Subject:
-    from minference.eval.runner import Subject
-    from minference.integrations.transformers.load import load
-
-    _check_shipped(name)
-    return Subject(name, *load(name, device))
-
-
-def _tokenizer(name: str) -> Any:  # noqa: ANN401
-    from minference.integrations.transformers.load import load_tokenizer
-
-    _check_shipped(name)
-    return load_tokenizer(name)
-
-
-def _token_limit(name: str) -> int | None:
-    from minference.integrations.transformers.load import load_config
-    from minference.model_config import token_limit
-
-    _check_shipped(name)
-    return token_limit(load_config(name))
-
-
-def check_device(device: str | None) -> None:
-    """Raises ValueError unless a tensor can be put there, which is tried."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device {device!r} cannot be used: {reason}; name cpu, or cuda where there is a GPU"
-        ) from error
-
-
-def _check_shipped(name: str) -> None:
-    if name == DEFAULT_MODEL and not Path(name).is_dir():
-        raise ValueError(
-            f"the model {name!r} of the repository is not here; run this in its folder, or name a "
-            "model: minference eval MODEL ..."
-        )
-
-
-def _progress() -> Progress:
-    """A bar on a terminal, a line a prompt elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return lambda done, total, what: typer.echo(f"{done}/{total} {what}", err=True)
-    bar = Bar(console=console)
-    task = bar.add_task("", total=None)
-    bar.start()
-    # an interrupted bar would leave the terminal without a cursor
-    atexit.register(bar.stop)
-
-    def show(done: int, total: int, what: str) -> None:
-        bar.update(task, completed=done, total=total, description=what)
-        if done == total:
-            bar.stop()
-
-    return show

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from minference.cli import eval_model as asked
+from minference.cli.progress import prompt_progress
+
 if TYPE_CHECKING:
     from minference.eval.records import Records
-    from minference.eval.runner import Progress, Subject
+    from minference.eval.runner import Progress
 
 Model = Annotated[str, typer.Argument(help="Hub id or path of a transformers model.")]
 Methods = Annotated[str, typer.Option(help="name:key=value,..., comma-separated.")]
@@ -49,7 +52,7 @@ def infinitebench(
     from minference.methods.spec import parse_methods
 
     specs, tokens = parse_methods(methods), parse_length(length)
-    subject = _subject(model, device)
+    subject = asked.checked_subject(model, device, [tokens])
     items = read_sources(sources, subject, tokens, samples=samples)
     told = {"kind": KIND, "command": _command(), "progress": _shown(as_json or quiet)}
     _show(run_items(subject, specs, items, output, answer_example, **told), KIND, as_json)
@@ -75,7 +78,7 @@ def pg19(
     from minference.methods.spec import parse_methods
 
     specs, tokens = parse_methods(methods), [parse_length(text) for text in lengths.split(",")]
-    subject = _subject(model, device)
+    subject = asked.checked_subject(model, device, tokens)
     items = read_books(folder, subject, tokens, books=books)
     told = {"kind": KIND, "command": _command(), "progress": _shown(as_json or quiet)}
     _show(run_items(subject, specs, items, output, read_book, **told), KIND, as_json)
@@ -99,7 +102,7 @@ def ruler(
 
     specs, names = parse_methods(methods), resolve_ruler(tasks.split(","))
     tokens = [parse_length(text) for text in lengths.split(",")]
-    subject = _subject(model, device)
+    subject = asked.checked_subject(model, device, tokens)
     told = {"command": _command(), "progress": _shown(as_json or quiet)}
     records = run_ruler(subject, specs, names, tokens, output, samples=samples, **told)
     _show(records, KIND, as_json)
@@ -115,17 +118,8 @@ def _show(records: Records, kind: str, as_json: bool) -> None:
     typer.echo("\n\n".join(table for _, table in result_tables(own).values()))
 
 
-def _subject(model: str, device: str | None) -> Subject:
-    from minference.cli import eval as shared
-
-    shared.check_device(device)
-    return shared._load(model, device)
-
-
 def _shown(quiet: bool) -> Progress | None:
-    from minference.cli import eval as shared
-
-    return None if quiet else shared._progress()
+    return None if quiet else prompt_progress()
 
 
 def _command() -> str:

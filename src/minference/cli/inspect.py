@@ -62,9 +62,8 @@ def difference(old: HeadPatterns, new: HeadPatterns, length: int) -> dict[str, A
     cost = CostModel()
     sides = {}
     for name, table in (("old", old), ("new", new)):
-        heads = [pattern for row in table.patterns for pattern in row]
-        density = sum(cost.density(pattern, length) for pattern in heads) / len(heads)
-        sides[name] = {"kinds": dict(Counter(p.kind for p in heads)), "density": density}
+        kinds = dict(Counter(pattern.kind for row in table.patterns for pattern in row))
+        sides[name] = {"kinds": kinds, "density": cost.mean_density(table.patterns, length)}
     gain = sides["new"]["density"] - sides["old"]["density"]
     return {"changed": changed, **sides, "density_difference": gain, "length": length}
 

@@ -33,12 +33,12 @@ def check_writable(path: Path) -> None:
 
 
 def check_distinct(*paths: Path | None) -> None:
-    """Raises ValueError if two outputs of a command are the same file."""
+    """Raises ValueError if two files of a command, of which it writes one, are the same."""
     given = [path.resolve() for path in paths if path is not None]
     for path in given:
         if given.count(path) > 1:
             raise ValueError(
-                f"two outputs are {str(path)!r}, and one would replace the other; name two files"
+                f"{str(path)!r} is named twice, and would be written over; name two files"
             )
 
 

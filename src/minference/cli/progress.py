@@ -1,11 +1,15 @@
-"""Progress bars on standard error: any count, and the decoder layers of a prefill."""
+"""Progress on standard error: any count, the decoder layers of a prefill, prompts."""
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minference.eval.runner import Progress
 
 
 @contextmanager
@@ -51,3 +55,25 @@ def layer_progress(llm: Any, name: str, *, quiet: bool) -> Iterator[None]:  # no
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def prompt_progress() -> Progress:
+    """Shows which prompt of how many comes next: a bar on a terminal, a line elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return lambda done, total, what: print(f"{done}/{total} {what}", file=sys.stderr)
+    bar = Bar(console=console)
+    task = bar.add_task("", total=None)
+    bar.start()
+    # an interrupted bar would leave the terminal without a cursor
+    atexit.register(bar.stop)
+
+    def show(done: int, total: int, what: str) -> None:
+        bar.update(task, completed=done, total=total, description=what)
+        if done == total:
+            bar.stop()
+
+    return show

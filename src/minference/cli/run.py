@@ -49,7 +49,7 @@ def run(
     if plot is not None:
         check_picture(plot)
     text = given.text(prompt, file, demo_facts)
-    method = method or given.default_method()
+    method = given.default_method() if method is None else method
     spec = parse_method(method)
     quiet = quiet or as_json
     config = given.load_config(model)

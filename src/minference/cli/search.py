@@ -51,7 +51,7 @@ def search(
     from minference.search.search import search as find
 
     settings = Settings(space=space, objective=objective, rows=rows, recall=recall, cost=cost)
-    check_distinct(out, card)
+    check_distinct(out, card, *(text or ()))
     for path in (out, card, plots and plots / HEAD_MAP):
         if path is not None:
             check_writable(path)

@@ -11,6 +11,7 @@ import typer
 from minference.cli import subject as given
 from minference.cli.outputs import PICTURES, check_picture
 from minference.cli.progress import layer_progress
+from minference.errors import unknown_name
 from minference.head_patterns import HeadPatterns
 from minference.lengths import parse_length
 
@@ -26,6 +27,11 @@ Out = Annotated[
         "-o", "--out", callback=check_picture, help=f"Picture to write: {', '.join(PICTURES)}."
     ),
 ]
+_WHERE = {
+    "end": "at the end",
+    "spread": "along the end",
+    "cached": "one at a time behind the prompt",
+}
 Results = Annotated[Path, typer.Argument(help="Folder or JSONL file that `minference eval` wrote.")]
 
 
@@ -120,16 +126,23 @@ def heads(
 def needle(
     results: Results,
     method: Annotated[str | None, typer.Option(help="As named in the results.")] = None,
-    baseline: str = typer.Option("dense", help="Method to compare with."),
+    baseline: Annotated[
+        str | None, typer.Option(help="Method to compare with; dense without it.")
+    ] = None,
     task: str = typer.Option("niah", help="Task whose questions have a depth."),
     out: Out = Path("needle.png"),
     as_json: given.AsJson = False,
 ) -> None:
     """Exact match by length and depth, beside the dense model, and the difference."""
+    from minference.eval.tables import BASELINE
     from minference.viz.needle import needle_figure, needle_grids, needle_methods
 
     records = _records(results)
-    others = [name for name in needle_methods(records, task) if name != baseline]
+    methods = needle_methods(records, task)
+    if baseline is not None and baseline not in methods:
+        raise unknown_name("method", baseline, methods)
+    baseline = baseline or BASELINE
+    others = [name for name in methods if name != baseline]
     chosen = method or (others[0] if others else baseline)
     first, second, difference = needle_grids(records, chosen, baseline=baseline, task=task)
     maps = {baseline: first, chosen: second}
@@ -160,14 +173,22 @@ def tradeoff(
     ],
     answered: str = typer.Option("32k", help="Lengths of the prompts that were answered."),
     timed: str = typer.Option("32k,128k", help="Lengths of the times, a panel each."),
-    placement: str = typer.Option("spread", help="Where the questions were: end or spread."),
+    placement: str = typer.Option(
+        "spread", help="Where the questions were: end, cached or spread."
+    ),
+    split: str = typer.Option("heldout", help="Whose questions: heldout or dev."),
     out: Out = Path("accuracy_speed.png"),
     as_json: given.AsJson = False,
 ) -> None:
     """Accuracy lost against the speed-up over the best dense kernel, a point a method."""
     from minference.bench.peers import read_times
+    from minference.eval.plan import ASKED
+    from minference.eval.tasks import PLACEMENTS
     from minference.viz.accuracy_speed import accuracy_figure, accuracy_panel
 
+    for kind, name, valid in (("placement", placement, PLACEMENTS), ("split", split, ASKED)):
+        if name not in valid:
+            raise unknown_name(kind, name, valid)
     shown, spent = ([parse_length(x) for x in text.split(",")] for text in (answered, timed))
     if len(shown) not in (1, len(spent)):
         raise ValueError(
@@ -176,12 +197,12 @@ def tradeoff(
         )
     records, found = _records(results), read_times(times)
     panels = [
-        accuracy_panel(records, found, one, other, placement=placement)
+        accuracy_panel(records, found, one, other, placement=placement, split=split)
         for one, other in zip(shown * (len(spent) // len(shown)), spent, strict=True)
     ]
     gpus = sorted({time.gpu or "CPU" for time in found.values()})
-    where = "along the end" if placement == "spread" else "at the end"
-    figure = accuracy_figure(panels, title=f"questions {where}; times on {', '.join(gpus)}")
+    title = f"questions {_WHERE[placement]}; times on {', '.join(gpus)}"
+    figure = accuracy_figure(panels, title=title)
     drawn = [
         {"answered": panel.answered, "timed": panel.timed, "points": len(panel.points)}
         for panel in panels

@@ -69,6 +69,24 @@ def check_same_texts(records: Records, facts: Record) -> None:
             )
 
 
+def check_same_depths(records: Records, facts: Record) -> None:
+    """Refuses a folder whose needles lie at other depths: its prompts are named alike.
+
+    Args:
+        records: of the folder.
+        facts: of this run, with how many `depths` its needles have, 0 without such a task.
+
+    Raises:
+        ValueError: another number of depths.
+    """
+    others = {run.get("depths") for run in records.of("run")} - {None, 0, facts["depths"]}
+    if facts["depths"] and others:
+        raise ValueError(
+            f"{records.path} holds answers about needles at {others.pop()} depths, and now there "
+            f"are {facts['depths']}; ask with --depths as before, or name another folder with -o"
+        )
+
+
 def check_same(records: Records, facts: Record) -> None:
     """Refuses a folder with results of another model, or of a label that meant another method.
 

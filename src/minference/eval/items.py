@@ -5,7 +5,7 @@ An item is a text or an example that `read` turns into numbers; `infinitebench` 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,9 +87,17 @@ def run_items(
         progress: called with (items done, items in all, what comes next).
 
     Raises:
-        ValueError: the folder holds results of another model, of another method of the same label
-            or of another item of the same name, or a method refuses its options.
+        ValueError: two items of one name, the folder holds results of another model, of another
+            method of the same label or of another item of the same name, or a method refuses its
+            options.
     """
+    places = Counter((i.task, i.length, i.index) for i in items)
+    for (task, length, index), count in places.items():
+        if count > 1:
+            raise ValueError(
+                f"items of one task and length must have names of their own, got {count} of the "
+                f"name {index!r} for {task} at {length} tokens; read them into folders of their own"
+            )
     records, facts = Records.open(folder), run_facts(subject, specs, command)
     check_same(records, facts)
     hashes = {(i.task, i.length, i.index): content_hash(i.content) for i in items}

@@ -13,6 +13,8 @@ from minference.eval.tasks import ONE_QUESTION, TASKS, Placement, Sample, Split,
 from minference.eval.tasks.draft import Measure
 
 SPREAD_QUESTIONS = 12
+ASKED: tuple[Split, ...] = ("dev", "heldout")
+"""Splits that an evaluation asks of; the third is for training."""
 GROUPS: dict[str, tuple[str, ...]] = {
     "niah": ("niah",),
     "retrieval": ("single", "multikey", "needle_lines", "key_value", "multivalue"),
@@ -88,15 +90,20 @@ def check_cells(cells: Iterable[Cell], measure: Measure, limit: int | None = Non
     """
     shortest: dict[str, Cell] = {}
     for cell in sorted(cells, key=lambda cell: cell.length):
-        if limit is not None and cell.length > limit:
-            raise ValueError(
-                f"a length must be at most the {limit} tokens that the model takes, got "
-                f"{cell.length}; ask for shorter prompts, or raise max_position_embeddings in its "
-                "configuration if it was made for more"
-            )
+        check_length(cell.length, limit)
         shortest.setdefault(cell.task, cell)
     for cell in shortest.values():
         draw(cell.order(0), measure)
+
+
+def check_length(length: int, limit: int | None) -> None:
+    """Raises ValueError for prompts of more tokens than the model takes; None takes any."""
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"a length must be at most the {limit} tokens that the model takes, got {length}; ask "
+            "for shorter prompts, or raise max_position_embeddings in its configuration if it was "
+            "made for more"
+        )
 
 
 def draw_all(
@@ -169,7 +176,7 @@ def make_cells(
         placement: "end", "spread" or "cached".
         split: "dev" to tune on, "heldout" to report.
         questions: questions a prompt; 1 at the end and 12 otherwise if None.
-        depths: depths of the needle task `niah`.
+        depths: depths of the needle task `niah`; fewer samples see the first of them.
 
     Raises:
         ValueError: a count below 1.
@@ -189,5 +196,5 @@ def make_cells(
                 split,
                 prompts=-(-samples // count),
                 questions=count,
-                depths=min(depths, samples) if task == "niah" else 0,
+                depths=depths if task == "niah" else 0,
             )

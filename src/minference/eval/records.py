@@ -14,6 +14,18 @@ from minference.log import get_logger
 
 FILE_NAME = "samples.jsonl"
 _KEY = ("task", "length", "placement", "split", "seed", "questions", "index", "method")
+_CELL = ("task", "length", "placement", "split", "questions", "method")
+_ITEM = ("task", "length", "index", "method")
+_FIELDS = {
+    "run": ("model",),
+    "question": (*_CELL, "seed", "index", "correct"),
+    "prefill": (*_CELL, "seed"),
+    "cell": (*_CELL, "seeds", "correct"),
+    "infinitebench": (*_ITEM, "score", "density"),
+    "ruler": (*_ITEM, "score", "density"),
+    "perplexity": (*_ITEM, "nats", "bits_per_byte", "density"),
+}
+"""Kinds of records, and what each must hold to be read."""
 Record = dict[str, Any]
 
 
@@ -71,7 +83,7 @@ class Records:
         return records
 
     def of(self, kind: str) -> Iterator[Record]:
-        """Records of one kind: "run", "question", "prefill", "text" or "ruler"."""
+        """Records of one kind, as "question"."""
         return (record for record in self.lines if record["record"] == kind)
 
     def done(self, kind: str = "question") -> set[tuple[Any, ...]]:
@@ -113,13 +125,21 @@ def _parse(path: Path) -> Records:
             continue
         try:
             record = json.loads(line.decode())
-            if not isinstance(record, dict) or "record" not in record:
-                raise ValueError("no object with 'record'")
+            _check(record)
         except ValueError as error:
             records.broken.append((number, str(error)))
             continue
         records.lines += unpack(record) if record["record"] == "cell" else [record]
     return records
+
+
+def _check(record: object) -> None:
+    kind = record.get("record") if isinstance(record, dict) else None
+    if kind not in _FIELDS:
+        raise ValueError(f"no object with 'record' of {', '.join(_FIELDS)}")
+    missing = [name for name in _FIELDS[kind] if name not in record]
+    if missing:
+        raise ValueError(f"a {kind!r} without {', '.join(missing)}")
 
 
 def _warn(records: Records) -> None:

@@ -9,7 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minference.eval.facts import check_same, check_same_texts, content_hash, run_facts
+from minference.eval.facts import (
+    check_same,
+    check_same_depths,
+    check_same_texts,
+    content_hash,
+    run_facts,
+)
 from minference.eval.plan import Cell, draw, draw_all
 from minference.eval.records import Record, Records, key_of
 from minference.eval.scoring import Reading, encode, read_sample
@@ -79,12 +85,15 @@ def run_cells(
 
     Raises:
         ValueError: the folder holds results of another model, of another method of the same label
-            or of prompts with other texts, or a method refuses its options.
+            or of prompts with other texts or depths, or a method refuses its options.
     """
+    cells = list(cells)
     records, facts = Records.open(folder), run_facts(subject, specs, command)
     facts["texts"] = content_hash(documents(held_out=True))
+    facts["depths"] = max((cell.depths for cell in cells), default=0)
     check_same(records, facts)
     check_same_texts(records, facts)
+    check_same_depths(records, facts)
     todo = [(cell, seed) for cell in cells for seed in range(cell.prompts)]
     done = records.done()
     work = [

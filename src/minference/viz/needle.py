@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 DEPTHS = 5
-"""Rows of a map: as many depths as `minference eval` places needles at."""
+"""Rows of a map of results that do not say at how many depths their needles were placed."""
 _TEXT_CELLS = 150
 
 
@@ -44,18 +44,21 @@ def needle_grids(
     *,
     baseline: str = "dense",
     task: str = "niah",
-    rows: int = DEPTHS,
+    rows: int | None = None,
 ) -> tuple[NeedleGrid, NeedleGrid, NeedleGrid]:
     """The baseline's map, the method's map, and the difference on the questions both answered.
 
-    A needle counts for the nearest of `rows` evenly spread depths.
+    A needle counts for the nearest of `rows` evenly spread depths: as many as its run placed
+    needles at unless given.
 
     Raises:
         ValueError: no question of that task and method has a depth.
     """
+    lines = list(records)
+    rows = _depths(lines) if rows is None else rows
     if rows < 2:
         raise ValueError(f"a map needs at least 2 rows, got {rows}")
-    asked = _asked(records, task)
+    asked = _asked(lines, task)
     if not asked.get(method):
         raise ValueError(
             f"no needle to draw: expected questions of task {task!r} and method {method!r} with a "
@@ -98,6 +101,12 @@ def needle_figure(
     axes[0].set_ylabel("depth of the needle")
     figure.suptitle(title)
     return figure
+
+
+def _depths(records: Iterable[Mapping[str, Any]]) -> int:
+    """Most depths of a run, 2 at least, so that a map has both ends."""
+    noted = [record["depths"] for record in records if record.get("depths")]
+    return max(2, *noted) if noted else DEPTHS
 
 
 def _asked(

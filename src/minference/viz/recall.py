@@ -35,19 +35,20 @@ class RecallPoint:
 
 
 def recall_points(records: Iterable[Mapping[str, Any]]) -> list[RecallPoint]:
-    """Points of the prefill records that carry `recall` beside `density`.
-
-    Both are lists by layer; an entry is a number, or a list of numbers by head.
-    """
-    sums: dict[tuple[str, int, int | None], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    """Points of the prefill records that carry `recall` beside `density`, both lists by layer."""
+    sums: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for record in records:
         if record["record"] == "prefill" and record.get("recall"):
-            for place, density, recall in _pairs(record["density"], record["recall"]):
-                total = sums[record["method"], *place]
+            pairs = zip(record["density"], record["recall"], strict=True)
+            for layer, (density, recall) in enumerate(pairs):
+                total = sums[record["method"], layer]
                 total[0] += 1
                 total[1] += density
                 total[2] += recall
-    return [RecallPoint(*place, d / n, r / n) for place, (n, d, r) in sums.items()]
+    return [
+        RecallPoint(method, layer, None, d / n, r / n)
+        for (method, layer), (n, d, r) in sums.items()
+    ]
 
 
 def recall_figure(points: Sequence[RecallPoint], *, title: str) -> Figure:
@@ -88,18 +89,6 @@ def recall_figure(points: Sequence[RecallPoint], *, title: str) -> Figure:
         panel.legend(fontsize=7)
     figure.suptitle(title)
     return figure
-
-
-def _pairs(
-    density: Sequence[Any], recall: Sequence[Any]
-) -> Iterable[tuple[tuple[int, int | None], float, float]]:
-    for layer, (d, r) in enumerate(zip(density, recall, strict=True)):
-        if isinstance(r, list):
-            by_head = d if isinstance(d, list) else [d] * len(r)
-            for head, pair in enumerate(zip(by_head, r, strict=True)):
-                yield (layer, head), *pair
-        elif r is not None:
-            yield (layer, None), d, r
 
 
 def _by_method(points: Iterable[RecallPoint]) -> dict[str, list[RecallPoint]]:

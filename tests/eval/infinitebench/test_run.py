@@ -1,5 +1,6 @@
 """InfiniteBench with a model: cut prompts, greedy answers, records and their table."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from minference.eval.infinitebench.run import (
     KIND,
     answer_example,
     cut_middle,
+    prompt_limit,
     read_sources,
     score_table,
 )
@@ -68,6 +70,40 @@ def test_files_and_generated_tasks_are_sources(tmp_path: Path, subject: Subject)
     ]
     with pytest.raises(FileNotFoundError, match="passkey, number_string, kv_retrieval"):
         read_sources(["math_find"], subject, 600)
+
+
+def test_the_answer_has_room_in_a_model_that_the_prompt_would_fill(subject: Subject) -> None:
+    assert prompt_limit("passkey", None) is None
+    assert prompt_limit("passkey", 4096) == 4096 - NEW_TOKENS["passkey"]
+    assert prompt_limit("math_calc", 4096) == 4096 - 1024
+    full = 4096
+    (item,) = read_sources(["passkey"], subject, full, samples=1)
+    assert item.length == full
+    assert answer_example(subject, Dense(), item)["tokens"] <= full - NEW_TOKENS["passkey"]
+    long = Item("passkey", full, 0, example(context="a" * 9000))
+    assert answer_example(subject, Dense(), long)["tokens"] == full - NEW_TOKENS["passkey"]
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "why"),
+    [
+        ("code_debug", {"options": ("a", "b")}, "must have 4 options, got 2"),
+        ("math_find", {"input": "Which one?"}, "must hold 'The"),
+    ],
+)
+def test_an_example_that_cannot_be_asked_is_named_when_it_is_read(
+    task: str, fields: dict[str, Any], why: str, tmp_path: Path, subject: Subject
+) -> None:
+    path = tmp_path / f"{task}.jsonl"
+    path.write_text(to_line(replace(example(task), **fields)))
+    with pytest.raises(ValueError, match=rf"{task}\.jsonl: .*{why}"):
+        read_sources([str(path)], subject, 600)
+
+
+def test_items_of_one_name_are_refused(tmp_path: Path, subject: Subject) -> None:
+    items = [Item("passkey", 600, 0, example(context=text)) for text in ("a", "b")]
+    with pytest.raises(ValueError, match="got 2 of the name 0 for passkey at 600 tokens"):
+        run_items(subject, SPECS, items, tmp_path, answer_example, kind=KIND)
 
 
 def test_generated_examples_of_another_count_are_not_taken_for_the_old_ones(

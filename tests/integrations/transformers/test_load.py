@@ -46,6 +46,14 @@ def test_a_cpu_gets_float32_and_a_gpu_what_the_model_has(tmp_path: Path) -> None
     assert loading.default_dtype("cuda") == "auto"
 
 
+def test_weights_that_were_cut_off_are_one_error(tmp_path: Path) -> None:
+    tiny_model("qwen3").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*; give the folder of a model"):
+        loading.load(str(tmp_path), "cpu")
+
+
 @pytest.mark.parametrize(
     "name", ["./gone", "../gone", "/gone", "~/gone", "out/models/gone", "gone/", "out\\gone"]
 )

@@ -36,13 +36,14 @@ def read_sources(
 
     Raises:
         FileNotFoundError: neither a file nor a generated task.
-        ValueError: a file that is not of the published form.
+        ValueError: a file that is not of the published form, or examples that cannot be asked.
     """
-    found = []
+    found, limit = [], token_limit(subject.model.config)
     for source in sources:
         if source in GENERATED and not Path(source).is_file():
             measure = subject.measure()
-            examples = generate(source, length, 20 if samples is None else samples, measure=measure)
+            most = min(length, prompt_limit(source, limit) or length)
+            examples = generate(source, most, 20 if samples is None else samples, measure=measure)
         elif Path(source).is_file():
             examples = islice(read_examples(Path(source)), samples)
         else:
@@ -50,7 +51,7 @@ def read_sources(
                 f"no InfiniteBench file at {source!r}; give a file of the benchmark, or one of "
                 f"{', '.join(GENERATED)} to generate it"
             )
-        found += [Item(example.task, length, example.id, example) for example in examples]
+        found += [_item(source, example, length) for example in examples]
     if not found:
         raise ValueError(f"no example in {', '.join(sources)}")
     return found
@@ -61,14 +62,15 @@ def answer_example(subject: Subject, method: Method, item: Item) -> Record:
     """Prompt, greedy answer and its score."""
     example: Example = item.content
     model, tokenizer = subject.model, subject.tokenizer
-    ids = cut_middle(encode(tokenizer, prompt_of(example), start=True), item.length)
+    limit = token_limit(model.config)
+    length = min(item.length, prompt_limit(example.task, limit) or item.length)
+    ids = cut_middle(encode(tokenizer, prompt_of(example), start=True), length)
     pass_ = prefill(
         model, method, torch.tensor(ids, device=model.device), use_cache=True, logits_to_keep=1
     )
     room = NEW_TOKENS[example.task]
-    limit = token_limit(model.config)
     if limit is not None:
-        room = max(1, min(room, limit - len(ids)))
+        room = min(room, limit - len(ids))
     text = tokenizer.decode(_continue(model, pass_.logits[-1], pass_.cache, room))
     return {
         "score": score_answer(example, text),
@@ -79,6 +81,12 @@ def answer_example(subject: Subject, method: Method, item: Item) -> Record:
         "density": pass_.layers.density,
         "recall": pass_.layers.recall,
     }
+
+
+def prompt_limit(task: str, limit: int | None) -> int | None:
+    """Tokens of a prompt that leave room for the answer in a model that takes `limit`: for all of
+    its tokens, but at most for a quarter of the model's."""
+    return None if limit is None else limit - min(NEW_TOKENS[task], limit // 4)
 
 
 def cut_middle(ids: list[int], length: int) -> list[int]:
@@ -92,6 +100,16 @@ def cut_middle(ids: list[int], length: int) -> list[int]:
 def score_table(records: Iterable[Mapping[str, Any]]) -> str:
     """A row for each task, length and method; the score is the benchmark's."""
     return item_table(records, KIND, "score", "score")
+
+
+def _item(source: str, example: Example, length: int) -> Item:
+    """The item of an example of which both prompt and score can be told."""
+    try:
+        prompt_of(example)
+        score_answer(example, "")
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return Item(example.task, length, example.id, example)
 
 
 def _continue(model: Any, logits: torch.Tensor, cache: Any, room: int) -> torch.Tensor:  # noqa: ANN401

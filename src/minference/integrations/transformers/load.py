@@ -72,6 +72,8 @@ def load_tokenizer(name: str) -> Any:  # noqa: ANN401
 @contextmanager
 def _source(name: str) -> Iterator[dict[str, Any]]:
     """Options with which transformers finds a model; what it raises becomes one sentence."""
+    from safetensors import SafetensorError
+
     remedy = "give the folder of a model, or a hub id that is cached or can be fetched"
     local = Path(name).is_dir()
     if not local and _is_path(name):
@@ -79,7 +81,7 @@ def _source(name: str) -> Iterator[dict[str, Any]]:
     reached = local or hub_answers()
     try:
         yield {} if reached else {"local_files_only": True}
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         if not reached:
             reason = "there is no such folder, it is not cached, and the hub cannot be reached"
