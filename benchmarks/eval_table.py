@@ -150,6 +150,9 @@ def append_packed(options: argparse.Namespace) -> None:
     """Gathers folders in one file; a cell and method that is there already is replaced, one with
     too few questions left out."""
     files = [folder / PACKED for folder in options.folders]
+    for file in files:
+        if not file.is_file():
+            raise SystemExit(f"no {file}; it is written when `run` into that folder ends")
     if options.out.exists():
         files.insert(0, options.out)
     known = [line for file in files for line in read_json_lines(file)]

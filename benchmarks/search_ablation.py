@@ -28,14 +28,14 @@ from minference.lengths import parse_length
 from minference.methods.base import Context
 from minference.methods.minference import MInference
 from minference.ops.attention.api import sparse_attention
-from minference.patterns import AShape, BlockSparse, Pattern, VerticalSlash
+from minference.patterns import BUDGET_LENGTH, AShape, BlockSparse, Pattern, VerticalSlash
 from minference.search.card import model_card
 from minference.search.cost import CostModel
 from minference.search.found import Found, choose
 from minference.search.progress import Scores
 from minference.search.score import OBJECTIVES, Call, LayerScorer, score_layer
 from minference.search.search import Settings, cost_of, observe_layers
-from minference.search.space import BASIS, TARGET, equalised, served
+from minference.search.space import TARGET, equalised
 
 KINDS: dict[str, type] = {
     "a_shape": AShape,
@@ -77,11 +77,11 @@ def main() -> None:
             for n in range(count)
         ]
 
-    goal = AShape(TARGET.sink, round(options.share * BASIS) - TARGET.sink)
+    goal = AShape(TARGET.sink, round(options.share * BUDGET_LENGTH) - TARGET.sink)
     settings = Settings(space=options.space, rows=options.rows, cost=options.cost, target=goal)
     cost = cost_of(llm, settings)
     candidates = settings.candidates(cost, options.length)
-    target = cost.row_cost(goal, BASIS)
+    target = cost.row_cost(goal, BUDGET_LENGTH)
     (uniform,) = equalised([UNIFORM], target, cost, options.length)
     found = search_tables(
         llm,
@@ -101,9 +101,7 @@ def main() -> None:
             own.patterns.save(options.tables / f"{name}.json")
             write_text(options.tables / f"{name}.md", model_card(own, f"{name}.json"))
         row_costs = [
-            cost.row_cost(served(p, options.length), options.length)
-            for row in own.rows
-            for p in row
+            cost.row_cost(p.served(options.length), options.length) for row in own.rows for p in row
         ]
         record: dict[str, object] = {"op": "search_ablation", "table": name}
         for objective in OBJECTIVES:
@@ -206,7 +204,7 @@ def layer_times(llm: object, ids: Tensor, found: dict[str, Found]) -> dict[str, 
 
     def time(context: Context, q: Tensor, k: Tensor, v: Tensor) -> None:
         for name, own in found.items():
-            method = MInference(patterns=own.patterns, budget_length=BASIS)
+            method = MInference(patterns=own.patterns, budget_length=BUDGET_LENGTH)
             index = method.build_index(q, k, context)
             if index is not None:
 

@@ -14,12 +14,12 @@ import torch
 
 from minference.bench.records import Recorder
 from minference.lengths import parse_length
-from minference.patterns import AShape, BlockSparse, Dense, VerticalSlash
+from minference.patterns import BUDGET_LENGTH, AShape, BlockSparse, Dense, VerticalSlash
 from minference.search.cost import CostModel
 from minference.search.grow import grow_to_recall
 from minference.search.planted import PLANTS, Qkv, even_heads
 from minference.search.score import Call, score_layer
-from minference.search.space import BASIS, equalised, served
+from minference.search.space import equalised
 from minference.testing import context_for, default_device, layout_of
 
 SPACE = (AShape(64, 4096), VerticalSlash(2000, 1000), BlockSparse(80))
@@ -42,9 +42,9 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     cost, length = CostModel(), options.length
     reach = int(options.share * length)
-    candidates = equalised(SPACE, options.share * BASIS, cost, length)
+    candidates = equalised(SPACE, options.share * BUDGET_LENGTH, cost, length)
     own = {"length": length, "rows": options.rows, "row_cost": reach, "dtype": str(dtype)}
-    own["candidates"] = [str(served(p, length)) for p in candidates]
+    own["candidates"] = [str(p.served(length)) for p in candidates]
 
     def call_of(qkv: Qkv) -> Call:
         q, k, v = (x.to(device, dtype) for x in qkv)

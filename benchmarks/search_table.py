@@ -31,6 +31,8 @@ def main() -> None:
     options = given.parse_args()
     asked = answers_of(options.answers) if options.answers else {}
     told = tables(read_json_lines(options.records), asked)
+    if not told:
+        raise SystemExit(f"{options.records} holds no record of search_ablation.py")
     if options.write is None:
         print(told)
         return

@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers import pipeline
 
 from minference import MInference
+from minference.eval.runner import measure_of
 from minference.eval.tasks import make_sample
 
 SHIPPED = Path(__file__).parents[1] / "models" / "needle"
@@ -26,9 +27,10 @@ def main(arguments: list[str] | None = None) -> str:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 
-    sample = make_sample("multikey", options.tokens, options.seed)
-    prompt, expected = sample.text(0), sample.questions[0].answer
     pipe = pipeline("text-generation", model=options.model)
+    measure = measure_of(pipe.tokenizer)
+    sample = make_sample("multikey", options.tokens, options.seed, measure=measure)
+    prompt, expected = sample.text(0), sample.questions[0].answer
 
     # published budgets are meant for 128K tokens: in proportion for less, and from 2K tokens on
     patch = MInference("minference", options.model, min_seq_len=2048, budget_length=131_072)

@@ -44,6 +44,13 @@ def test_patterns_are_frozen_and_hashable(pattern: Pattern) -> None:
         pattern.kind = "other"  # type: ignore[misc]
 
 
+def test_shorter_contexts_get_budgets_in_proportion() -> None:
+    table = VerticalSlash(1000, 6096)
+    assert table.served(65_536) == VerticalSlash(500, 3048)
+    assert table.served(131_072) is table.served(1 << 20) is table
+    assert table.served(4096, budget_length=8192) == VerticalSlash(500, 3048)
+
+
 def test_equal_numbers_of_different_kinds_differ() -> None:
     assert AShape(10, 20) != VerticalSlash(10, 20)
 

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Self, TypeAlias
 from minference.errors import unknown_name
 
 KEY_BLOCK = 64
+BUDGET_LENGTH = 131_072
+"""Context length, in tokens, that the budgets of published and searched tables are meant for."""
 _MAX = 2**31 - 1
 
 
@@ -48,6 +50,11 @@ class _Base:
         for field in self._scales:
             fields[field] = max(self._least[field], min(_MAX, round(fields[field] * float(ratio))))
         return type(self)(**fields)
+
+    def served(self, length: int, budget_length: int = BUDGET_LENGTH) -> Self:
+        """The pattern that a context of `length` tokens gets: budgets in proportion where it is
+        shorter than what they are meant for."""
+        return self if length >= budget_length else self.scaled(length / budget_length)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,8 @@ def test_a_table_gives_the_budgets_of_its_heads() -> None:
         (["--cases", "vs2"], ValueError, "case must be vs1, scattered or TABLE@LAYER"),
         (["--cases", f"{LLAMA}@99"], ValueError, "has layers 0 to 31, got 99"),
         (["--dense", "fa9"], ValueError, "unknown dense kernel 'fa9'"),
+        (["--heads", "0"], ValueError, "must be at least 1, .* got 512, 0, 8, 128"),
+        (["--heads", "12"], ValueError, "heads a multiple of kv_heads, got 512, 12, 8, 128"),
         (["--out", "."], OSError, "directory"),
     ],
 )

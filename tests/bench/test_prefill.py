@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from minference.bench.cases import vs1
-from minference.bench.prefill import PARTS, extrapolated, measure, planting
+from minference.bench.prefill import PARTS, extrapolated, main, measure, planting
 from minference.bench.shapes import SHAPES, shape_of
 from minference.cli import app
 from minference.head_patterns import default_patterns
@@ -143,3 +143,5 @@ def test_unknown_shapes_and_layers_are_refused() -> None:
         shape_of("gpt-2")
     with pytest.raises(ValueError, match="must be 1 to 32"):
         shape_of("llama-3-8b", 33)
+    with pytest.raises(ValueError, match="decoded must be at least 0, got -1"):
+        main(["--decoded", "-1"])

@@ -4,17 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from minference.patterns import AShape, BlockSparse, Dense, VerticalSlash
+from minference.patterns import BUDGET_LENGTH, AShape, BlockSparse, Dense, VerticalSlash
 from minference.search.cost import CostModel
 from minference.search.grow import grow_to_recall
 from minference.search.planted import PLANTS
 from minference.search.score import Call, LayerScorer, score_layer
-from minference.search.space import BASIS
 from minference.testing import context_for, layout_of, random_qkv
 
 LENGTH, HEADS = 2048, 6
 CANDIDATES = tuple(
-    pattern.scaled(BASIS / LENGTH)
+    pattern.scaled(BUDGET_LENGTH / LENGTH)
     for pattern in (AShape(64, 448), VerticalSlash(128, 96), BlockSparse(8))
 )
 """Each computes 512 keys a row."""

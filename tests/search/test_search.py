@@ -8,12 +8,11 @@ from transformers import PreTrainedModel
 
 import minference
 from minference.errors import UnsupportedError
-from minference.patterns import BlockSparse, Dense, VerticalSlash
+from minference.patterns import BUDGET_LENGTH, BlockSparse, Dense, VerticalSlash
 from minference.search import search as module
 from minference.search.cost import CostModel, Timings
 from minference.search.score import Call
 from minference.search.search import Settings, search
-from minference.search.space import BASIS
 from minference.search.timing import LayerShape
 from minference.testing import tiny_model
 
@@ -64,8 +63,8 @@ def test_search_gives_every_head_its_best_candidate() -> None:
     assert about.recall is not None
     assert about.basis is not None
     assert about.basis.endswith("cost in counted tiles")
-    assert 0 < found.density(BASIS) < 0.1
-    assert found.speedup(BASIS) == pytest.approx(1 / found.density(BASIS))
+    assert 0 < found.density(BUDGET_LENGTH) < 0.1
+    assert found.speedup(BUDGET_LENGTH) == pytest.approx(1 / found.density(BUDGET_LENGTH))
     assert model.config._attn_implementation == "eager"
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from minference.patterns import AShape, BlockSparse, Dense, TriShape, VerticalSlash
+from minference.patterns import BUDGET_LENGTH, AShape, BlockSparse, Dense, TriShape, VerticalSlash
 from minference.search.cost import FAR, UNION, CostModel, Timings, Work, prompt_work, tile_work
-from minference.search.space import BASIS, SPACES, TARGET, equalised, grown, served, space
+from minference.search.space import SPACES, TARGET, equalised, grown, space
 
 TIMED = Timings(
     device="a device",
@@ -37,11 +37,11 @@ def test_work_is_what_the_kernels_compute() -> None:
 
 def test_far_slashes_leave_the_first_tiles_out() -> None:
     near, far = AShape(0, 1024), VerticalSlash(0, 480)
-    assert tile_work(near, BASIS).blocks == tile_work(far, BASIS).blocks
-    share = prompt_work(far, BASIS).blocks / prompt_work(near, BASIS).blocks
+    assert tile_work(near, BUDGET_LENGTH).blocks == tile_work(far, BUDGET_LENGTH).blocks
+    share = prompt_work(far, BUDGET_LENGTH).blocks / prompt_work(near, BUDGET_LENGTH).blocks
     assert 1 - FAR < share < 1 - FAR + 0.01
-    every = prompt_work(VerticalSlash(0, BASIS), BASIS)
-    assert every.blocks == prompt_work(Dense(), BASIS).blocks, "every offset, every block"
+    every = prompt_work(VerticalSlash(0, BUDGET_LENGTH), BUDGET_LENGTH)
+    assert every.blocks == prompt_work(Dense(), BUDGET_LENGTH).blocks, "every offset, every block"
 
 
 def test_density_is_the_share_of_the_causal_area() -> None:
@@ -79,26 +79,26 @@ def test_timings_weigh_what_is_computed() -> None:
 
 
 @pytest.mark.parametrize("timings", [None, TIMED], ids=["counted", "timed"])
-@pytest.mark.parametrize("length", [16_384, 32_768, BASIS])
+@pytest.mark.parametrize("length", [16_384, 32_768, BUDGET_LENGTH])
 @pytest.mark.parametrize("name", SPACES)
 def test_candidates_cost_the_same_at_the_length_searched(
     name: str, length: int, timings: Timings | None
 ) -> None:
     model = CostModel(timings)
-    target = model.row_cost(TARGET, BASIS)
+    target = model.row_cost(TARGET, BUDGET_LENGTH)
     for candidate in equalised(space(name), target, model, length):
-        cost = model.row_cost(served(candidate, length), length)
-        if isinstance(candidate, AShape) and candidate.sink > 256 and length < BASIS:
+        cost = model.row_cost(candidate.served(length), length)
+        if isinstance(candidate, AShape) and candidate.sink > 256 and length < BUDGET_LENGTH:
             continue  # the paper's sinks alone cost more than a short prompt's share
-        assert abs(cost - target * length / BASIS) <= 96 * model.listed, candidate
+        assert abs(cost - target * length / BUDGET_LENGTH) <= 96 * model.listed, candidate
 
 
 def test_of_budgets_that_cost_the_same_the_largest_is_taken() -> None:
     (found,) = equalised([AShape(64, 4096)], 8192.0, CostModel(), 8192)
-    assert tile_work(served(found, 8192), 8192) == Work(1, 7, 1)
+    assert tile_work(found.served(8192), 8192) == Work(1, 7, 1)
     assert found == AShape(64, 5100)
     for short in equalised(SPACES["wide"], 5248.0, CostModel(), 600):
-        assert CostModel().row_cost(short, BASIS) <= 5248, "a short prompt's whole blocks"
+        assert CostModel().row_cost(short, BUDGET_LENGTH) <= 5248, "a short prompt's whole blocks"
 
 
 def test_growth_raises_every_budget() -> None:

@@ -27,7 +27,7 @@ from minference.errors import UnsupportedError, unknown_name
 from minference.index import TILE, SparseIndex
 from minference.index_samples import sample_keys, sample_stride
 from minference.index_tiles import computed_pairs
-from minference.lengths import parse_length
+from minference.lengths import causal_pairs, parse_length
 from minference.ops._dispatch import check_impl, resolve_impl
 from minference.ops._e4m3 import E4M3
 from minference.ops.attention.api import sparse_attention
@@ -51,6 +51,14 @@ class Shape:
     dim: int = 128
     dtype: torch.dtype = torch.bfloat16
 
+    def __post_init__(self) -> None:
+        sizes = (self.length, self.heads, self.kv_heads, self.dim)
+        if min(sizes) < 1 or self.heads % self.kv_heads:
+            raise ValueError(
+                "length, heads, kv_heads and dim must be at least 1, and heads a multiple of "
+                f"kv_heads, got {', '.join(map(str, sizes))}"
+            )
+
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Standard-normal q, k, v made on the device."""
         generator = torch.Generator(device).manual_seed(0)
@@ -61,12 +69,17 @@ class Shape:
         )
         return q, k, v
 
+    @property
+    def causal_pairs(self) -> float:
+        """Pairs of a query and a key that it sees, in all heads."""
+        return self.heads * causal_pairs(self.length, self.length)
+
     def to_dict(self) -> dict[str, object]:
         named = {"length": self.length, "heads": self.heads, "kv_heads": self.kv_heads}
         return {**named, "dim": self.dim, "dtype": str(self.dtype).removeprefix("torch.")}
 
 
-def build_index_ms_call(q: Tensor, k: Tensor, case: Case, impl: str) -> Callable[[], object]:
+def index_call(q: Tensor, k: Tensor, case: Case, impl: str) -> Callable[[], object]:
     """The work that makes an index with the case's budgets: estimate and selection, all heads."""
     layout = layout_of(q[:1, :1], k[:1, :1])
     offsets = tuple(offset_budget(s) for s in case.slashes)
@@ -136,13 +149,12 @@ def sparse_record(
         return record
     if precision != "native":
         record |= distance(kernel(), kernel("native"))
-    build = build_index_ms_call(q, k, case, impl)
+    build = index_call(q, k, case, impl)
     times = measure(kernel, q.device)
     pairs = int(computed_pairs(index, 0).sum())
-    rows = shape.heads * shape.length
     record |= times.to_dict()
-    record["keys_per_row"] = round(pairs / rows, 1)
-    record["density"] = pairs / (rows * (shape.length + 1) / 2)
+    record["keys_per_row"] = round(pairs / (shape.heads * shape.length), 1)
+    record["density"] = pairs / shape.causal_pairs
     record["tflops"] = round(4 * shape.dim * pairs / times.ms_p50 / 1e9, 1)
     record["index_ms"] = measure(build, q.device).ms_p50
     record["together_ms"] = measure(lambda: (build(), kernel()), q.device).ms_p50
@@ -157,7 +169,6 @@ def dense_records(
     shape: Shape, qkv: tuple[Tensor, Tensor, Tensor], names: tuple[str, ...] | None = None
 ) -> Iterator[dict[str, object]]:
     """Every dense kernel here on the same tensors; one that refuses says why."""
-    pairs = shape.heads * shape.length * (shape.length + 1) / 2
     for name, attend in dense_kernels(qkv[0].device).items():
         if names is not None and name not in names:
             continue
@@ -170,7 +181,7 @@ def dense_records(
         yield (
             record
             | times.to_dict()
-            | {"tflops": round(4 * shape.dim * pairs / times.ms_p50 / 1e9, 1)}
+            | {"tflops": round(4 * shape.dim * shape.causal_pairs / times.ms_p50 / 1e9, 1)}
         )
 
 

@@ -35,6 +35,7 @@ from minference.integrations.transformers import attach
 from minference.integrations.transformers.records import Mark, mark, seconds
 from minference.lengths import parse_length
 from minference.methods import Dense, Method, MInference
+from minference.ops.checks import check_count
 from minference.ops.estimate.reference import ROWS
 from minference.testing import default_device, planted_qkv
 
@@ -295,6 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark."""
     given = parser().parse_args(arguments)
     recorder = Recorder(given.out)
+    check_count("decoded", given.decoded)
     options = {"kv": given.kv, "impl": given.impl, "min_seq_len": given.min_seq_len}
     options |= {"chunk_tokens": given.chunk_tokens or None, "fuse": given.fuse}
     shape = shape_of(given.model, given.layers)

@@ -3,5 +3,5 @@
     minference eval MODEL --tasks niah --methods dense,minference --lengths 4k,8k -o out/eval
 
 `tasks` draws prompts, `plan` says which, `scoring` asks the model, `records` keeps what it said,
-`statistics` and `report` read that.
+`statistics`, `tables` and `html` read that.
 """

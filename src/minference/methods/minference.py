@@ -1,10 +1,9 @@
 """MInference 1.0: a searched pattern for each head, its lines or blocks estimated from the prompt
 (arXiv 2407.02490)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -86,10 +85,9 @@ class MInference(Method):
     def layer_patterns(self, context: Context) -> list[Pattern]:
         """The pattern of each of this call's heads."""
         own = [self.patterns.patterns[context.layer][head] for head in context.heads]
-        length = context.layout.kv_len
-        if self.budget_length is None or length >= self.budget_length:
+        if self.budget_length is None:
             return own
-        return [pattern.scaled(length / self.budget_length) for pattern in own]
+        return [pattern.served(context.layout.kv_len, self.budget_length) for pattern in own]
 
     def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex | None:
         by_kind: dict[type, list[int]] = {}
@@ -101,8 +99,31 @@ class MInference(Method):
         parts = []
         for kind, heads in by_kind.items():
             chosen = [own[head] for head in heads]
-            parts.append((heads, _BUILDERS[kind](self, q, k, context, heads, chosen)))
+            if kind is VerticalSlash:
+                index = self._vertical_slash(q, k, context, heads, chosen)
+            else:
+                index = _index_of(kind, q, k, context, heads, chosen)
+            parts.append((heads, index))
         return merge_heads(parts, q.shape[1])
+
+    def _vertical_slash(
+        self, q: Tensor, k: Tensor, context: Context, heads: list[int], chosen: list[Any]
+    ) -> SparseIndex:
+        layout = context.layout
+        columns = tuple(pattern.vertical for pattern in chosen)
+        slashes = tuple(pattern.slash for pattern in chosen)
+        call = (q, k, layout.first, layout.stop)
+        options = {"scale": context.scale, "softcap": context.softcap, "impl": context.impl}
+        if self.selection == "budget":
+            budgets = tuple(offset_budget(s) for s in slashes)
+            lines = best_lines(*call, columns, budgets, heads=heads, **options)
+            offsets = lines.offsets, lines.offset_bits
+            return assemble(layout, len(chosen), offsets=offsets, columns=lines.columns)
+        by_column, by_line = (x[:, heads] for x in last_query_lines(*call, **options))
+        offsets = select_distances(by_line, slashes, LOCAL_BAND)
+        return assemble(
+            layout, len(chosen), offsets=offsets, columns=select_columns(by_column, columns)
+        )
 
 
 def _most_keys(pattern: Pattern) -> int | None:
@@ -118,89 +139,20 @@ def _most_keys(pattern: Pattern) -> int | None:
     return None
 
 
-def _vertical_slash(
-    method: MInference,
-    q: Tensor,
-    k: Tensor,
-    context: Context,
-    heads: list[int],
-    chosen: list[VerticalSlash],
+def _index_of(
+    kind: type, q: Tensor, k: Tensor, context: Context, heads: list[int], chosen: list[Any]
 ) -> SparseIndex:
+    """The index of heads of one kind, all but vertical-slash ones."""
     layout = context.layout
-    columns = tuple(pattern.vertical for pattern in chosen)
-    slashes = tuple(pattern.slash for pattern in chosen)
-    call = (q, k, layout.first, layout.stop)
-    options = {"scale": context.scale, "softcap": context.softcap, "impl": context.impl}
-    if method.selection == "budget":
-        budgets = tuple(offset_budget(s) for s in slashes)
-        lines = best_lines(*call, columns, budgets, heads=heads, **options)
-        offsets = lines.offsets, lines.offset_bits
-        return assemble(layout, len(chosen), offsets=offsets, columns=lines.columns)
-    by_column, by_line = (x[:, heads] for x in last_query_lines(*call, **options))
-    offsets = select_distances(by_line, slashes, LOCAL_BAND)
-    return assemble(
-        layout, len(chosen), offsets=offsets, columns=select_columns(by_column, columns)
-    )
 
+    def each(name: str) -> tuple[int, ...]:
+        return tuple(getattr(pattern, name) for pattern in chosen)
 
-def _a_shape(
-    method: MInference,
-    q: Tensor,
-    k: Tensor,
-    context: Context,
-    heads: list[int],
-    chosen: list[AShape],
-) -> SparseIndex:
-    return a_shape_index(
-        context.layout, tuple(p.sink for p in chosen), tuple(p.local for p in chosen)
-    )
-
-
-def _tri_shape(
-    method: MInference,
-    q: Tensor,
-    k: Tensor,
-    context: Context,
-    heads: list[int],
-    chosen: list[TriShape],
-) -> SparseIndex:
-    return tri_shape_index(
-        context.layout,
-        tuple(p.sink for p in chosen),
-        tuple(p.local for p in chosen),
-        tuple(p.last for p in chosen),
-    )
-
-
-def _block_sparse(
-    method: MInference,
-    q: Tensor,
-    k: Tensor,
-    context: Context,
-    heads: list[int],
-    chosen: list[BlockSparse],
-) -> SparseIndex:
-    layout = context.layout
-    budgets = tuple(pattern.topk for pattern in chosen)
-    lists = pooled_block_lists(q, k, layout.first, layout.stop, budgets, heads=heads)
-    return assemble(layout, len(chosen), blocks=lists, group_tiles=1)
-
-
-def _dense(
-    method: MInference,
-    q: Tensor,
-    k: Tensor,
-    context: Context,
-    heads: list[int],
-    chosen: list[Dense],
-) -> SparseIndex:
-    return dense_index(context.layout, len(chosen))
-
-
-_BUILDERS: dict[type, Callable[..., SparseIndex]] = {
-    VerticalSlash: _vertical_slash,
-    AShape: _a_shape,
-    TriShape: _tri_shape,
-    BlockSparse: _block_sparse,
-    Dense: _dense,
-}
+    if kind is AShape:
+        return a_shape_index(layout, each("sink"), each("local"))
+    if kind is TriShape:
+        return tri_shape_index(layout, each("sink"), each("local"), each("last"))
+    if kind is BlockSparse:
+        lists = pooled_block_lists(q, k, layout.first, layout.stop, each("topk"), heads=heads)
+        return assemble(layout, len(chosen), blocks=lists, group_tiles=1)
+    return dense_index(layout, len(chosen))

@@ -12,10 +12,8 @@ from minference.lengths import parse_length
 from minference.log import warn_once
 from minference.methods import Method, get_method
 from minference.model_config import layers_and_heads
-from minference.patterns import VerticalSlash
+from minference.patterns import BUDGET_LENGTH, VerticalSlash
 
-PUBLISHED_LENGTH = 131_072
-"""Tokens that the published budgets are taken to be meant for: shorter contexts get a part."""
 _BUDGETS = ("vertical", "slash")
 _INTERNAL = ("lines",)
 
@@ -100,7 +98,7 @@ def build_method(spec: MethodSpec, config: Any) -> Method:  # noqa: ANN401
             f"method {spec.label!r} has both patterns and {', '.join(budgets)}; give one"
         )
     if "budget_length" in known and not budgets:
-        options.setdefault("budget_length", PUBLISHED_LENGTH)
+        options.setdefault("budget_length", BUDGET_LENGTH)
     return named_method(spec.name, options, lambda: _patterns(config, budgets))
 
 

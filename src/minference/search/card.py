@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from minference.patterns import BUDGET_LENGTH
 from minference.search.found import Found
 
 LENGTHS = (16_384, 32_768, 131_072, 1_048_576)
@@ -79,7 +80,8 @@ def model_card(found: Found, file: str, pictures: tuple[str, ...] = ()) -> str:
         f"A sparse attention pattern for each of the {len(found.layers)} x {found.patterns.heads} "
         "heads, found by `minference search`; prefill only, decoding is dense.",
         "```python\nimport minference\n\nmethod = minference.methods.MInference.from_pretrained("
-        f'"{file}", budget_length=131_072)\nhandle = minference.attach(model, method)\n```',
+        f'"{file}", budget_length={BUDGET_LENGTH:_})\n'
+        "handle = minference.attach(model, method)\n```",
         "## Where it comes from",
         _table(("field", "value"), [(k, _text(v)) for k, v in about.to_dict().items()]),
         f"Prompts of {', '.join(str(n) for n in found.lengths)} tokens. Budgets are for contexts "

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from minference.index import BLOCK, TILE
+from minference.lengths import causal_pairs
 from minference.ops.select.api import LOCAL_BAND, SINK_COLUMNS
 from minference.ops.select.lists import local_offsets, offset_budget
 from minference.patterns import AShape, BlockSparse, Dense, Pattern, VerticalSlash
@@ -180,7 +181,7 @@ class CostModel:
             diagonal = halves / 4
         # of the blocks on the diagonal half the pairs are causal
         keys = BLOCK * (products - diagonal)
-        return min(1.0, keys * TILE / (length * (length + 1) / 2))
+        return min(1.0, keys * TILE / causal_pairs(length, length))
 
     def mean_density(self, rows: Iterable[Sequence[Pattern]], length: int) -> float:
         """Mean of `density` over the heads of a table."""

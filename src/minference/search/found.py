@@ -16,7 +16,6 @@ from minference.patterns import Dense, Pattern
 from minference.provenance import Provenance
 from minference.search.cost import CostModel
 from minference.search.progress import Scores
-from minference.search.space import served
 
 Rows = list[list[float]]
 
@@ -43,8 +42,8 @@ class Found:
     """The result of a search.
 
     Attributes:
-        patterns: the table, budgets for contexts of BASIS tokens; layers with a window of their own
-            hold Dense, which is not used.
+        patterns: the table, budgets for contexts of BUDGET_LENGTH tokens; layers with a window of
+            their own hold Dense, which is not used.
         layers: numbers of the layers that were searched.
         scores: by objective, the mean score of each pattern chosen, [searched layer][head]; after
             growth only the least mass that any prompt kept.
@@ -67,7 +66,7 @@ class Found:
 
     def served_rows(self, length: int) -> list[list[Pattern]]:
         """The same as a prompt of that length gets them."""
-        return [[served(pattern, length) for pattern in row] for row in self.rows]
+        return [[pattern.served(length) for pattern in row] for row in self.rows]
 
     def density(self, length: int) -> float:
         """Predicted density of the table for a prompt of that length."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from minference.patterns import Dense, Pattern
 from minference.search.cost import CostModel
 from minference.search.score import Call, LayerScorer
-from minference.search.space import grown, served
+from minference.search.space import grown
 
 FACTOR = 1.5
 TOO_DENSE = 0.9
@@ -34,5 +34,5 @@ def grow_to_recall(
             return own, [1.0 if p == Dense() else m for p, m in zip(own, mass, strict=True)]
         for h in short:
             larger = grown(own[h], FACTOR)
-            full = model.density(served(larger, length), length) >= TOO_DENSE
+            full = model.density(larger.served(length), length) >= TOO_DENSE
             own[h] = Dense() if full else larger

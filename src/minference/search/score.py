@@ -13,8 +13,7 @@ from minference.methods.minference import MInference
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.recall import dense_rows, kept_mass, output_error, sample_rows
 from minference.ops.build import dense_index
-from minference.patterns import Pattern
-from minference.search.space import BASIS
+from minference.patterns import BUDGET_LENGTH, Pattern
 
 OBJECTIVES = ("output", "mass")
 
@@ -57,7 +56,7 @@ class LayerScorer:
         """
         call = self.call
         own = replace(call.context, layer=0, heads=tuple(range(call.q.shape[1])))
-        method = MInference(patterns=HeadPatterns((tuple(patterns),)), budget_length=BASIS)
+        method = MInference(patterns=HeadPatterns((tuple(patterns),)), budget_length=BUDGET_LENGTH)
         index = method.build_index(call.q, call.k, own)
         if index is None:
             index = dense_index(own.layout, call.q.shape[1])

@@ -16,14 +16,14 @@ from minference.errors import UnsupportedError, unknown_name
 from minference.log import info_once
 from minference.methods.base import Context
 from minference.methods.dense import Dense
-from minference.patterns import Pattern
+from minference.patterns import BUDGET_LENGTH, Pattern
 from minference.search.checks import check_lengths, check_model
 from minference.search.cost import CostModel
 from minference.search.found import Found, choose
 from minference.search.grow import grow_to_recall
 from minference.search.progress import Progress, fingerprint, hash_of_prompts
 from minference.search.score import OBJECTIVES, Call, score_layer
-from minference.search.space import BASIS, TARGET, equalised, space
+from minference.search.space import TARGET, equalised, space
 from minference.search.timing import LayerShape, fit_timings
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ class Settings:
             raise ValueError(f"rows must be at least 1, got {self.rows}")
         space(self.space)
 
-    def candidates(self, cost: CostModel, length: int = BASIS) -> tuple[Pattern, ...]:
+    def candidates(self, cost: CostModel, length: int = BUDGET_LENGTH) -> tuple[Pattern, ...]:
         """The preset's patterns, at equal cost for prompts of that length where a target is set."""
         own = space(self.space)
         if self.target is None:
             return own
-        return equalised(own, cost.row_cost(self.target, BASIS), cost, length)
+        return equalised(own, cost.row_cost(self.target, BUDGET_LENGTH), cost, length)
 
 
 def search(

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from minference.errors import unknown_name
-from minference.patterns import AShape, BlockSparse, Pattern, VerticalSlash
+from minference.patterns import BUDGET_LENGTH, AShape, BlockSparse, Pattern, VerticalSlash
 from minference.search.cost import CostModel
 
-BASIS = 131_072
-"""Context length that budgets are written for; shorter contexts get them in proportion."""
 TARGET = AShape(1024, 4096)
 """The paper's: every candidate costs what this one does."""
 STEP = 50
@@ -57,16 +55,11 @@ def space(name: str) -> tuple[Pattern, ...]:
     return SPACES[name]
 
 
-def served(pattern: Pattern, length: int) -> Pattern:
-    """The pattern as a prompt of `length` tokens gets it when its budgets are meant for BASIS."""
-    return pattern.scaled(min(1.0, length / BASIS))
-
-
 def equalised(
     candidates: Sequence[Pattern],
     target: float,
     model: CostModel,
-    length: int = BASIS,
+    length: int = BUDGET_LENGTH,
 ) -> tuple[Pattern, ...]:
     """The candidates with their largest budget moved, in steps of 50 (blocks: of 1), until as
     prompts of `length` tokens get them they cost as near as they can to the target's share.
@@ -75,27 +68,29 @@ def equalised(
     cost at one length differ at another: equal is meant at `length`.
 
     Args:
-        candidates: patterns with budgets for BASIS tokens.
-        target: cost of a row of BASIS tokens; of shorter prompts in proportion.
+        candidates: patterns with budgets for BUDGET_LENGTH tokens.
+        target: cost of a row of BUDGET_LENGTH tokens; of shorter prompts in proportion.
         model: what patterns cost.
         length: prompt at which costs are equal.
     """
-    return tuple(_nearest(candidate, target, model, min(length, BASIS)) for candidate in candidates)
+    return tuple(
+        _nearest(candidate, target, model, min(length, BUDGET_LENGTH)) for candidate in candidates
+    )
 
 
 def _nearest(candidate: Pattern, target: float, model: CostModel, length: int) -> Pattern:
     with_budget, step = _free(candidate)
-    own, budgets = target * length / BASIS, range(1, BASIS // step)
+    own, budgets = target * length / BUDGET_LENGTH, range(1, BUDGET_LENGTH // step)
 
     def cost(steps: int, at: int = length) -> float:
-        return model.row_cost(served(with_budget(steps * step), at), at)
+        return model.row_cost(with_budget(steps * step).served(at), at)
 
     above = bisect_left(budgets, own, key=cost) + 1
     near = (above - 1, above) if above > 1 else (above,)
     best = min(near, key=lambda steps: abs(cost(steps) - own))
-    # blocks are whole: of the budgets that cost as much, the largest that BASIS tokens can bear
+    # blocks are whole: of the budgets that cost as much, the largest that the longest can bear
     same = bisect_right(budgets, cost(best), key=cost)
-    most = bisect_right(budgets, target, key=lambda steps: cost(steps, BASIS))
+    most = bisect_right(budgets, target, key=lambda steps: cost(steps, BUDGET_LENGTH))
     return with_budget(step * max(best, min(same, most)))
 
 

@@ -210,6 +210,8 @@ def test_bad_input_is_one_clear_error(model: torch.nn.Module) -> None:
         attach(model, wrong)
     with pytest.raises(ValueError, match="did you mean 'a_shape'"):
         attach(model, "a-shape")
+    with pytest.raises(ValueError, match="unknown impl 'tritn': did you mean 'triton'"):
+        attach(model, TriShape(), impl="tritn")
     with attach(model, TriShape()), pytest.raises(ValueError, match="attached already"):
         attach(model, TriShape())
 

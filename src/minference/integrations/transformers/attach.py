@@ -18,6 +18,7 @@ from minference.methods import default_method_name
 from minference.methods.base import Context, Method
 from minference.methods.spec import fitting_patterns, named_method
 from minference.model_config import layers_and_heads
+from minference.ops._dispatch import check_impl
 from minference.ops.attention.fp8 import check_precision
 from minference.ops.checks import check_count
 
@@ -72,12 +73,13 @@ def attach(
             computes), or "host_fp8" (e4m3 there: decoding sees them to one part in 16).
 
     Raises:
-        ValueError: patterns of another shape, a bad number, `fuse` without `chunk_tokens`, or a
-            model that is attached already.
+        ValueError: patterns of another shape, an unknown name, a bad number, `fuse` without
+            `chunk_tokens`, or a model that is attached already.
         UnsupportedError: here, a model without causal attention or outside the attention interface;
             when called, a prompt that cannot fit into memory.
     """
     check_kv(kv)
+    check_impl(impl)
     check_precision(precision)
     if fuse and chunk_tokens is None:
         raise ValueError(

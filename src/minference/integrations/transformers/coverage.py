@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from minference.index import BLOCK, BOTH_HALVES, TILE, SparseIndex
+from minference.index import BLOCK, ENTRY, TILE, Ragged, SparseIndex
 
 DENSE_FROM = 0.9
 """Share of the causal area from which the dense kernel serves: over what the sparse kernels compute
@@ -24,15 +25,22 @@ def covered_share(index: SparseIndex) -> float:
     here = (tiles >= first[:, None]) & (tiles * TILE < stop[:, None])  # [B, T]
     size = index.group_tiles.long()[:, None]
     group = (tiles // size)[None] - (first[:, None, None] // size)  # [B, H, T]
-    bits = index.blocks.values[index.blocks.values % 4 > 0] % 4
-    halves = (1 + (bits == BOTH_HALVES).float().mean()) / 2 if bits.numel() else 1
-    blocks = _listed(index.blocks.count, group) * halves + _offsets(index, tiles, group)
-    # the two blocks on the diagonal hold a tile's rows of keys, half of them after the row
+    halves, listed = _listed(_halves(index.blocks), group), _listed(index.blocks.count, group)
+    blocks = halves / 2 + _offsets(index, tiles, group)
     causal = tiles * TILE + TILE // 2
-    keys = blocks * BLOCK - TILE // 2 + _columns(index, tiles)
+    # of the two blocks on the diagonal half lies behind the rows, a quarter with lists by halves
+    behind = torch.where(halves < 2 * listed, BLOCK // 2, TILE // 2)
+    keys = blocks * BLOCK - behind + _columns(index, tiles)
     wanted = (torch.minimum(keys, causal.expand_as(keys)) * here[:, None]).sum(dim=-1)
     area = (causal * here).sum(dim=-1, keepdim=True).clamp(min=1)
     return float((wanted / area).mean())
+
+
+def _halves(lists: Ragged) -> Tensor:
+    """Row halves that the entries of each list name, [B, H, G]."""
+    bits = lists.values % ENTRY
+    before = pad((bits % 2 + bits // 2).cumsum(0, dtype=torch.int32), (1, 0))
+    return before[lists.start + lists.count] - before[lists.start]
 
 
 def _listed(count: Tensor, group: Tensor) -> Tensor:
