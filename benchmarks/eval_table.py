@@ -35,7 +35,7 @@ from minference.eval.statistics import (
 from minference.eval.tables import REPORTED
 from minference.integrations.transformers.load import load
 from minference.json_files import read_json_lines
-from minference.lengths import parse_length
+from minference.lengths import length_argument, parse_length
 from minference.methods.spec import parse_methods
 
 METHODS = (
@@ -69,7 +69,7 @@ def main() -> None:
     run.add_argument("--model", default="models/needle")
     run.add_argument("--tasks", default="retrieval")
     run.add_argument("--methods", default=METHODS)
-    run.add_argument("--lengths", type=parse_length, nargs="+", default=[16_384, 32_768])
+    run.add_argument("--lengths", type=length_argument, nargs="+", default=[16_384, 32_768])
     run.add_argument("--placement", choices=list(PROMPTS), default="spread")
     run.add_argument("--split", choices=["heldout", "dev"], default="heldout")
     run.add_argument("--prompts", type=int, help="of a cell; 25 spread, 200 at the end, 84 cached")

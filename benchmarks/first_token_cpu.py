@@ -13,7 +13,7 @@ from minference.bench.records import Recorder
 from minference.eval import side_by_side
 from minference.eval.runner import Subject
 from minference.integrations.transformers.load import load
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.methods.spec import build_method, parse_method
 
 NEW_TOKENS = 24
@@ -23,7 +23,7 @@ def main() -> None:
     """One record a seed, as it comes."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", default="models/needle")
-    given.add_argument("--tokens", type=parse_length, default=16384)
+    given.add_argument("--tokens", type=length_argument, default=16384)
     given.add_argument("--method", default="minference:budget_length=262144")
     given.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     given.add_argument("--out", type=Path, default=None)

@@ -21,7 +21,7 @@ from minference.eval.scoring import encode
 from minference.eval.tasks import make_sample
 from minference.index import Ragged
 from minference.integrations.transformers.load import load
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.methods import Dense
 from minference.methods.base import Context
 from minference.methods.grouped import Grouped
@@ -119,7 +119,7 @@ def main() -> None:
     """One record a prompt."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", default="models/needle")
-    given.add_argument("--length", type=parse_length, default=1 << 17)
+    given.add_argument("--length", type=length_argument, default=1 << 17)
     given.add_argument("--seed", type=int, default=3)
     given.add_argument("--out", type=Path, default=None)
     options = given.parse_args()

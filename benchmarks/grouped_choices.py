@@ -24,7 +24,7 @@ from torch.nn.functional import max_pool1d, pad
 from minference.bench.records import Recorder
 from minference.index import BLOCK, TILE
 from minference.index_samples import sample_keys, sample_stride
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.methods import Grouped
 from minference.ops.attention.samples import sample_weights
 from minference.ops.build import Layout
@@ -229,7 +229,7 @@ def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", default=str(MODEL))
     given.add_argument("--tasks", nargs="+", default=["multivalue", "key_value"])
-    given.add_argument("--length", type=parse_length, default=1 << 15)
+    given.add_argument("--length", type=length_argument, default=1 << 15)
     given.add_argument("--groups", type=int, default=6)
     given.add_argument("--out", type=Path, default=None)
     options = given.parse_args()

@@ -23,7 +23,7 @@ from torch import Tensor
 from minference.bench.prefill import DECODED, Plant, measure, summary
 from minference.bench.records import Recorder
 from minference.bench.shapes import SHAPES, ModelShape, shape_of
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.methods import Dense, Grouped, Method
 from minference.testing import default_device
 
@@ -42,7 +42,7 @@ def planting(shape: ModelShape, length: int, dtype: torch.dtype) -> Plant:
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", choices=list(SHAPES), default="llama-3-8b")
-    given.add_argument("--lengths", type=parse_length, nargs="+", default=[1 << 15, 1 << 17])
+    given.add_argument("--lengths", type=length_argument, nargs="+", default=[1 << 15, 1 << 17])
     given.add_argument("--layers", type=int, default=None, help="the first layers only")
     given.add_argument("--out", type=Path, default=None)
     options = given.parse_args()

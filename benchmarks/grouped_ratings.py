@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minference.bench.records import Recorder
 from minference.index import BLOCK, TILE
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.ops.groups.plan import GROUP, GROUP_TILES, row_places
 
 HALF = 64
@@ -235,7 +235,7 @@ def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", default=str(MODEL))
     given.add_argument("--tasks", nargs="+", default=["multivalue", "key_value"])
-    given.add_argument("--length", type=parse_length, default=1 << 14)
+    given.add_argument("--length", type=length_argument, default=1 << 14)
     given.add_argument("--groups", type=int, default=2, help="last ones of the prompt")
     given.add_argument("--taken", type=int, nargs="+", default=[16, 32, 118])
     given.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.3])

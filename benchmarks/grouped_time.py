@@ -22,7 +22,7 @@ from torch import Tensor
 from minference.bench.baselines import dense_kernels
 from minference.bench.records import Recorder
 from minference.bench.timing import measure
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.methods import Grouped
 from minference.methods.base import Context
 from minference.methods.spec import build_method, parse_methods
@@ -146,11 +146,13 @@ def main() -> None:
     given.add_argument(
         "--candidates", type=int, nargs="+", default=None, help="of a group, rated by their keys"
     )
-    given.add_argument("--lengths", type=parse_length, nargs="+", default=[1 << 15, 1 << 17])
+    given.add_argument("--lengths", type=length_argument, nargs="+", default=[1 << 15, 1 << 17])
     given.add_argument("--layers", type=int, nargs="+", default=None)
     given.add_argument("--widen", type=int, default=4)
     given.add_argument("--heads", type=int, nargs=2, default=[32, 8], help="of normal data")
-    given.add_argument("--longest", type=parse_length, default=1 << 17, help="then it is repeated")
+    given.add_argument(
+        "--longest", type=length_argument, default=1 << 17, help="then it is repeated"
+    )
     given.add_argument("--calls", type=int, default=5)
     given.add_argument("--no-dense", dest="dense", action="store_false")
     given.add_argument("--out", type=Path, default=None)

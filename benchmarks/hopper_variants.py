@@ -21,7 +21,7 @@ from minference.bench.cases import planted_index, vs1
 from minference.bench.records import Recorder
 from minference.bench.timing import measure
 from minference.index_tiles import computed_pairs
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.ops.attention.fp8 import PRECISIONS
 from minference.ops.attention.hopper.compile import Build
 from minference.ops.attention.hopper.launch import sparse_attention, tuned_build
@@ -39,7 +39,7 @@ def changed(build: Build, text: str) -> Build:
 def main() -> None:
     """One record a build: the median over the rounds."""
     given = argparse.ArgumentParser(description=__doc__)
-    given.add_argument("--length", type=parse_length, default=1 << 17)
+    given.add_argument("--length", type=length_argument, default=1 << 17)
     given.add_argument("--dim", type=int, default=128)
     given.add_argument("--rounds", type=int, default=5)
     given.add_argument("--builds", nargs="+", default=["ARRIVING_LANES=1", "ARRIVING_LANES=32"])

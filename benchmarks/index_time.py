@@ -18,7 +18,7 @@ from minference.bench.attention import Shape
 from minference.bench.records import Recorder
 from minference.bench.timing import measure
 from minference.index import SparseIndex
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.ops.build import Layout, assemble
 from minference.ops.estimate.api import last_query_masses
 from minference.ops.lines.api import Lines, best_lines
@@ -90,7 +90,7 @@ def main() -> None:
     """One record a length and stage."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument(
-        "--lengths", type=parse_length, nargs="+", default=[1 << 13, 1 << 17, 1 << 20]
+        "--lengths", type=length_argument, nargs="+", default=[1 << 13, 1 << 17, 1 << 20]
     )
     given.add_argument("--heads", type=int, default=32)
     given.add_argument("--kv-heads", type=int, default=8)

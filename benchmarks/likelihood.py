@@ -31,7 +31,7 @@ from minference.eval.runner import measure_of
 from minference.eval.scoring import answer_places, prefill, spread_tokens
 from minference.eval.tasks.sample import Sample
 from minference.integrations.transformers.load import load
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.methods import Dense, Method
 from minference.methods.spec import build_method, parse_methods
 
@@ -149,7 +149,7 @@ def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", default=str(MODEL))
     given.add_argument("--tasks", nargs="+", default=["multivalue"])
-    given.add_argument("--length", type=parse_length, default=1 << 15)
+    given.add_argument("--length", type=length_argument, default=1 << 15)
     given.add_argument("--methods", nargs="+", default=["grouped"])
     given.add_argument("--first", type=int, default=0, help="seed of the first prompt")
     given.add_argument("--prompts", type=int, default=20, help="of a task")

@@ -22,7 +22,7 @@ from minference.eval import side_by_side
 from minference.eval.runner import Subject
 from minference.integrations.transformers import attach
 from minference.integrations.transformers.load import load
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.methods.spec import build_method, parse_method
 
 NEW_TOKENS = 24
@@ -59,7 +59,7 @@ def main() -> None:
     """One record for each seed, method and mode."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", default="models/needle")
-    given.add_argument("--tokens", type=parse_length, default=1 << 17)
+    given.add_argument("--tokens", type=length_argument, default=1 << 17)
     given.add_argument("--chunk-tokens", type=int, default=8192)
     given.add_argument("--methods", nargs="+", default=["minference", "dense"])
     given.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])

@@ -26,7 +26,7 @@ from minference.bench.records import Recorder
 from minference.bench.shapes import SHAPES
 from minference.bench.timing import once
 from minference.integrations.transformers import attach
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.ops.attention.dense import FLASH3, dense_attention, sdpa
 from minference.testing import default_device
 
@@ -124,7 +124,7 @@ def main() -> None:
     """One record a call and kernel, and one a model."""
     made = argparse.ArgumentParser(description=__doc__)
     usual = [1 << n for n in (11, 12, 13, 14, 15, 17)]
-    made.add_argument("--lengths", type=parse_length, nargs="+", default=usual)
+    made.add_argument("--lengths", type=length_argument, nargs="+", default=usual)
     made.add_argument("--out", type=Path, default=None)
     given = made.parse_args()
     recorder, device = Recorder(given.out), default_device()

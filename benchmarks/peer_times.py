@@ -30,7 +30,7 @@ from minference.bench.records import Recorder
 from minference.bench.timing import measure, peak_extra_bytes
 from minference.index import SparseIndex
 from minference.json_files import read_json_lines
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.methods import Grouped, Method
 from minference.methods.spec import build_method, parse_methods
 from minference.ops._dispatch import resolve_impl
@@ -150,7 +150,7 @@ def _cell(value: float | None, form: str) -> str:
 def main() -> int:
     """Times every method; 1 if any gate was red."""
     made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--length", type=parse_length, nargs="+", default=[1 << 15, 1 << 17])
+    made.add_argument("--length", type=length_argument, nargs="+", default=[1 << 15, 1 << 17])
     made.add_argument("--heads", type=int, default=32)
     made.add_argument("--methods", nargs="+", default=None, help="all of the accuracy table's")
     made.add_argument("--impl", default="auto")

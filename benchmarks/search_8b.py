@@ -26,7 +26,7 @@ from minference.bench.records import Recorder
 from minference.bench.shapes import SHAPES, shape_of
 from minference.eval.tasks import make_sample
 from minference.integrations.transformers.load import load
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.search.search import Settings, search
 from minference.search.space import SPACES
 from minference.testing import default_device
@@ -43,7 +43,7 @@ def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", default="llama-3-8b", help=f"{', '.join(SHAPES)}, or a path")
     given.add_argument("--layers", type=int, default=None, help="the first layers only")
-    given.add_argument("--length", type=parse_length, default=1 << 15)
+    given.add_argument("--length", type=length_argument, default=1 << 15)
     given.add_argument("--spaces", nargs="+", default=["paper", "wide"])
     given.add_argument("--recall", type=float, default=0.95, help="of the runs with growth")
     given.add_argument("--no-growth", action="store_true", help="only the choice")

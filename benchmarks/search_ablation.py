@@ -24,7 +24,7 @@ from minference.bench.timing import measure
 from minference.eval.tasks import make_sample
 from minference.integrations.transformers.load import load
 from minference.json_files import write_text
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.methods.base import Context
 from minference.methods.minference import MInference
 from minference.ops.attention.api import sparse_attention
@@ -49,7 +49,7 @@ def main() -> None:
     """Searches on prompts of the development split, then scores every table on held-out ones."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", default="models/needle")
-    given.add_argument("--length", type=parse_length, default=8192)
+    given.add_argument("--length", type=length_argument, default=8192)
     given.add_argument(
         "--tasks",
         nargs="+",

@@ -21,7 +21,7 @@ from minference.bench.timing import measure
 from minference.eval.tasks import make_sample
 from minference.head_patterns import default_patterns
 from minference.integrations.transformers.load import load
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.methods.base import Context
 from minference.methods.minference import MInference
 from minference.ops.attention.api import sparse_attention
@@ -37,8 +37,8 @@ def main() -> None:
     """A record of the fit, then one a length and candidate."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--model", default="models/needle")
-    given.add_argument("--lengths", type=parse_length, nargs="+", default=[8192])
-    given.add_argument("--fit-lengths", type=parse_length, nargs=2, default=list(LENGTHS))
+    given.add_argument("--lengths", type=length_argument, nargs="+", default=[8192])
+    given.add_argument("--fit-lengths", type=length_argument, nargs=2, default=list(LENGTHS))
     given.add_argument("--layer", type=int, default=3)
     given.add_argument("--repeat", type=int, default=4, help="heads of the layer, repeated")
     given.add_argument("--candidates", type=int, default=20)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from minference.bench.records import Recorder
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.patterns import BUDGET_LENGTH, AShape, BlockSparse, Dense, VerticalSlash
 from minference.search.cost import CostModel
 from minference.search.grow import grow_to_recall
@@ -28,7 +28,7 @@ SPACE = (AShape(64, 4096), VerticalSlash(2000, 1000), BlockSparse(80))
 def main() -> None:
     """One record a kind and noise level, and one a noise level for the heads of no kind."""
     given = argparse.ArgumentParser(description=__doc__)
-    given.add_argument("--length", type=parse_length, default=4096)
+    given.add_argument("--length", type=length_argument, default=4096)
     given.add_argument("--heads", type=int, default=50, help="of each kind and noise level")
     given.add_argument("--at-once", type=int, default=10, help="heads of a layer")
     given.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.3, 0.6])

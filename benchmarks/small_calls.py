@@ -26,7 +26,7 @@ from minference.bench.baselines import dense_kernels
 from minference.bench.records import Recorder
 from minference.bench.timing import measure
 from minference.head_patterns import default_patterns
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.methods import Grouped, MInference
 from minference.methods.base import Method
 from minference.ops.attention.api import sparse_attention
@@ -150,7 +150,7 @@ def main() -> None:
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--shapes", nargs="+", default=list(SHAPES))
     made.add_argument(
-        "--contexts", type=parse_length, nargs="+", default=[1 << n for n in (14, 15, 16, 17)]
+        "--contexts", type=length_argument, nargs="+", default=[1 << n for n in (14, 15, 16, 17)]
     )
     made.add_argument("--chunks", type=int, nargs="+", default=list(CHUNKS))
     made.add_argument("--methods", nargs="*", default=None, help="all unless given")

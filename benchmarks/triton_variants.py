@@ -29,7 +29,7 @@ from minference.bench.records import Recorder
 from minference.bench.timing import measure
 from minference.index import SparseIndex
 from minference.index_tiles import computed_pairs
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.ops._triton import AttentionLaunch
 from minference.ops.attention import triton as library
 from minference.ops.attention import triton_parts
@@ -191,7 +191,7 @@ def calls_of(
 def main() -> None:
     """One record a variant: the median over the rounds."""
     given = argparse.ArgumentParser(description=__doc__)
-    given.add_argument("--length", type=parse_length, default=1 << 17)
+    given.add_argument("--length", type=length_argument, default=1 << 17)
     given.add_argument("--heads", type=int, default=32)
     given.add_argument("--kv-heads", type=int, default=8)
     given.add_argument("--dim", type=int, default=128)

@@ -132,6 +132,17 @@ def test_bad_options_are_named(tiny_folder: str, tmp_path: Path) -> None:
     assert "prompt is empty" in error(tiny_folder, "--prompt", "")
 
 
+def test_a_prompt_that_cannot_be_asked_is_named_before_loading(tiny_folder: str) -> None:
+    for options, why in (
+        (["--prompt", " "], "the prompt is empty"),
+        (["--demo-facts", "--tokens", "0"], "16384, 16k or 1m"),
+        (["--demo-facts", "--tokens", "1m"], "have 1048576 tokens, the model takes 4096"),
+    ):
+        done = RUNNER.invoke(app, ["run", tiny_folder, *options])
+        assert why in str(done.exception)
+        assert "loading" not in done.stderr
+
+
 def test_a_head_that_is_not_there_is_named_before_loading(tiny_folder: str) -> None:
     for options in (["--layer", "99"], ["--head", "4"]):
         done = RUNNER.invoke(app, ["run", tiny_folder, *PROMPT, "--plot", "x.png", *options])

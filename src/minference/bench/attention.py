@@ -27,7 +27,7 @@ from minference.errors import UnsupportedError, unknown_name
 from minference.index import TILE, SparseIndex
 from minference.index_samples import sample_keys, sample_stride
 from minference.index_tiles import computed_pairs
-from minference.lengths import causal_pairs, parse_length
+from minference.lengths import causal_pairs, length_argument
 from minference.ops._dispatch import check_impl, resolve_impl
 from minference.ops._e4m3 import E4M3
 from minference.ops.attention.api import sparse_attention
@@ -294,7 +294,7 @@ def summary(record: dict[str, object]) -> str:
 def parser() -> argparse.ArgumentParser:
     """Options of the benchmark."""
     made = argparse.ArgumentParser(prog="minference bench attention", description=__doc__)
-    made.add_argument("--lengths", type=parse_length, nargs="+", default=[1 << 17])
+    made.add_argument("--lengths", type=length_argument, nargs="+", default=[1 << 17])
     made.add_argument("--cases", nargs="+", default=["vs1"])
     made.add_argument("--impls", nargs="+", default=["auto"])
     made.add_argument("--precision", choices=PRECISIONS, nargs="+", default=["native"])

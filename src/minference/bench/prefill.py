@@ -33,7 +33,7 @@ from minference.bench.records import Recorder
 from minference.bench.shapes import SHAPES, ModelShape, shape_of
 from minference.integrations.transformers import attach
 from minference.integrations.transformers.records import Mark, mark, seconds
-from minference.lengths import parse_length
+from minference.lengths import length_argument
 from minference.methods import Dense, Method, MInference
 from minference.ops.checks import check_count
 from minference.ops.estimate.reference import ROWS
@@ -273,15 +273,15 @@ def parser() -> argparse.ArgumentParser:
     """Options of the benchmark."""
     made = argparse.ArgumentParser(prog="minference bench prefill", description=__doc__)
     made.add_argument("--model", choices=list(SHAPES), default="llama-3-8b")
-    made.add_argument("--lengths", type=parse_length, nargs="+", default=[1 << 15, 1 << 17])
+    made.add_argument("--lengths", type=length_argument, nargs="+", default=[1 << 15, 1 << 17])
     made.add_argument(
-        "--once", type=parse_length, nargs="?", const=0, default=None, metavar="LENGTH",
+        "--once", type=length_argument, nargs="?", const=0, default=None, metavar="LENGTH",
         help="no first run, from that length on: compilation and pinning count",
     )  # fmt: skip
     made.add_argument("--decoded", type=int, default=DECODED, help="tokens after the first")
     made.add_argument("--runs", choices=RUNS, nargs="+", default=list(RUNS))
     made.add_argument("--layers", type=int, default=None, help="the first layers only")
-    made.add_argument("--dense-up-to", type=parse_length, default=1 << 18)
+    made.add_argument("--dense-up-to", type=length_argument, default=1 << 18)
     made.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     made.add_argument("--chunk-tokens", type=int, default=8192, help="0 for whole prompts")
     made.add_argument("--fuse", action="store_true", help="compile the work on whole chunks")

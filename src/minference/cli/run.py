@@ -53,6 +53,7 @@ def run(
     spec = parse_method(method)
     quiet = quiet or as_json
     config = given.load_config(model)
+    given.check_prompt(config, text, tokens)
     spec = given.with_own_patterns(spec, model, quiet=quiet)
     chosen = build_method(spec, config)
     probe = Probe.of(config, layer, head) if plot else None

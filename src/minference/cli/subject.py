@@ -110,6 +110,17 @@ def with_own_patterns(spec: MethodSpec, model: str, *, quiet: bool) -> MethodSpe
     return replace(spec, options=(*spec.options, ("patterns", str(found[0]))))
 
 
+def check_prompt(config: Any, text: str | None, tokens: str) -> None:  # noqa: ANN401
+    """Raises ValueError, before weights are read, for an empty text, or without one for a length
+    that is none or that the model does not take."""
+    from minference.eval.side_by_side import check_length, check_text
+
+    if text is None:
+        check_length(config, parse_length(tokens))
+    else:
+        check_text(text)
+
+
 def prompt_for(subject: Subject, text: str | None, tokens: str, seed: int) -> Prompt:
     """The given text, else a demo prompt of that many tokens of the model."""
     from minference.eval.side_by_side import Prompt, hidden_fact

@@ -64,6 +64,7 @@ def attention(
     text, spec = given.text(prompt, file, demo_facts), parse_method(method)
     quiet = quiet or as_json
     config = given.load_config(model)
+    given.check_prompt(config, text, tokens)
     probe = Probe.of(config, layer, head)
     chosen = build_method(given.with_own_patterns(spec, model, quiet=quiet), config)
     subject = given.load_subject(model, quiet=quiet)
@@ -79,7 +80,7 @@ def attention(
         "method": method,
         "layer": layer,
         "head": head,
-        "rows": rows,
+        "rows": min(rows, ids.shape[1]),
         "layers": [round(record["density"], 5) for record in records],
         "heads": handle.head_records,
     }

@@ -72,6 +72,11 @@ class Records:
             FileNotFoundError: there is no such file.
             ValueError: no line of it is a result.
         """
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no results at {str(path)!r}; name a folder that `minference eval` wrote, or its "
+                f"{FILE_NAME}"
+            )
         records = _parse(path)
         if not records.lines:
             why = "line {}: {}".format(*records.broken[0]) if records.broken else "it is empty"

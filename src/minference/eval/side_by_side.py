@@ -74,7 +74,7 @@ def hidden_fact(subject: Subject, tokens: int, seed: int = 0, depth: float | Non
     Raises:
         ValueError: more tokens than the model takes, or too few for the facts.
     """
-    _check_length(subject, tokens)
+    check_length(subject.model.config, tokens)
     sample = make_sample("multikey", tokens, seed, depth=depth, measure=subject.measure())
     return Prompt(sample.text(0), sample.questions[0].answer)
 
@@ -90,10 +90,9 @@ def encode(subject: Subject, text: str, room: int = 0) -> Tensor:
     Raises:
         ValueError: no text, or more than the model takes.
     """
-    if not text.strip():
-        raise ValueError("the prompt is empty; give some text that ends where the answer begins")
+    check_text(text)
     ids = subject.tokenizer(text, return_tensors="pt").input_ids.to(subject.model.device)
-    _check_length(subject, ids.shape[1] + room)
+    check_length(subject.model.config, ids.shape[1] + room)
     return ids
 
 
@@ -135,8 +134,15 @@ def compare(dense: Answer, sparse: Answer) -> dict[str, Any]:
     }
 
 
-def _check_length(subject: Subject, tokens: int) -> None:
-    limit = token_limit(subject.model.config)
+def check_text(text: str) -> None:
+    """Raises ValueError for a prompt without any text."""
+    if not text.strip():
+        raise ValueError("the prompt is empty; give some text that ends where the answer begins")
+
+
+def check_length(config: Any, tokens: int) -> None:  # noqa: ANN401
+    """Raises ValueError for more tokens than a model of this configuration takes."""
+    limit = token_limit(config)
     if limit is not None and tokens > limit:
         raise ValueError(
             f"prompt and answer have {tokens} tokens, the model takes {limit}; shorten the prompt"
