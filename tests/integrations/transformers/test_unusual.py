@@ -42,6 +42,17 @@ UNUSUAL: dict[str, dict[str, Any]] = {
         "laurel_rank": 8,
         "activation_sparsity_pattern": [0.0] * 4,
     },
+    # values wider than keys
+    "deepseek_v3": {
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "head_dim": 8,
+        "v_head_dim": 32,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 16,
+        "num_key_value_heads": 4,
+        "first_k_dense_replace": 4,
+    },
     # another head dim in layers without a window
     "gemma4_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,

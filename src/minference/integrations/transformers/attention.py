@@ -290,8 +290,7 @@ def _sparse(
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     width = value.shape[-1]
-    if width < key.shape[-1]:
-        value = nn.functional.pad(value, (0, key.shape[-1] - width))
+    query, key, value = _evened(query, key, value)
     options = options | {"impl": state.impl, "precision": state.precision}
     if return_lse and not index.samples:
         out, lse = sparse_attention(query, key, value, index, return_lse=True, **options)
@@ -302,6 +301,15 @@ def _sparse(
         own = replace(index, samples=0)
         _, lse = sparse_attention(query, key, value, own, return_lse=True, **options)
     return out[..., :width], lse
+
+
+def _evened(*tensors: Tensor) -> list[Tensor]:
+    """The tensors with the widest's head dim, zeros in the rest: scores and outputs stay."""
+    widest = max(x.shape[-1] for x in tensors)
+    return [
+        x if x.shape[-1] == widest else nn.functional.pad(x, (0, widest - x.shape[-1]))
+        for x in tensors
+    ]
 
 
 def _token_major(out: Tensor, query: Tensor, state: State) -> Tensor:
