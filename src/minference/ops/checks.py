@@ -66,18 +66,24 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
             raise ValueError(f"{name} must have q's dtype {q.dtype}, got {x.dtype}; cast it")
         if x.device != q.device:
             raise ValueError(f"{name} must be on {q.device} like q, got {x.device}; move it")
-    batch, heads, q_len, dim = q.shape
+    if q.is_cuda and q.shape[0] * q.shape[1] > MOST_ITEMS:
+        raise ValueError(
+            f"q must have at most {MOST_ITEMS} batch rows times heads on a GPU, got {q.shape[0]} "
+            f"times {q.shape[1]}; split the batch"
+        )
+    if v is not None and v.shape != k.shape:
+        raise ValueError(f"v must have k's shape {list(k.shape)}, got {list(v.shape)}")
+    check_sizes(q, k)
+    check_rows(q, k)
+
+
+def check_sizes(q: Tensor, k: Tensor) -> None:
+    """Raise ValueError unless four-dimensional queries and keys belong together."""
+    batch, heads, _, dim = q.shape
     if batch == 0 or heads == 0 or dim == 0:
         raise ValueError(
             f"q must have a batch row, a head and a head_dim of at least 1, got {list(q.shape)}"
         )
-    if q.is_cuda and batch * heads > MOST_ITEMS:
-        raise ValueError(
-            f"q must have at most {MOST_ITEMS} batch rows times heads on a GPU, got {batch} times "
-            f"{heads}; split the batch"
-        )
-    if v is not None and v.shape != k.shape:
-        raise ValueError(f"v must have k's shape {list(k.shape)}, got {list(v.shape)}")
     if k.shape[0] != batch or k.shape[3] != dim:
         raise ValueError(
             f"k must have shape [{batch}, kv_heads, keys, {dim}] like q, got {list(k.shape)}"
@@ -87,6 +93,11 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
             f"q's {heads} heads must be a multiple of k's KV heads, got {k.shape[1]}; pass K and V "
             f"with one head a query head or one a group"
         )
+
+
+def check_rows(q: Tensor, k: Tensor) -> None:
+    """Raise ValueError unless the queries can be those of the last keys."""
+    q_len = q.shape[2]
     if q_len > k.shape[2] or q_len == 0:
         raise ValueError(
             f"q must hold 1 to {k.shape[2]} rows (the keys of k, of which they are the last), got "

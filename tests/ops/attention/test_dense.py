@@ -86,3 +86,28 @@ def test_a_named_kernel_is_not_replaced() -> None:
     torch.testing.assert_close(plain, expected(q, k, v), **tolerance(torch.float32))
     with pytest.raises(RuntimeError, match="kernel"):
         dense.sdpa(q, k, v, [SDPBackend.CUDNN_ATTENTION])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "message"),
+    [
+        ({"queries": 0}, {}, r"q must hold 1 to 300 rows .* got 0"),
+        ({"queries": 301}, {}, r"q must hold 1 to 300 rows .* got 301"),
+        ({"heads": 3}, {}, "q's 3 heads must be a multiple of k's KV heads, got 2"),
+        ({"values": 299}, {}, r"v must have k's \[1, 2, 300\] rows, got \[1, 2, 299\]"),
+        ({}, {"keep": torch.ones(1, 200) > 0}, r"keep must have shape \[1, 300\], got \[1, 200\]"),
+        (
+            {},
+            {"mask": torch.ones(1, 1, 1, 300) > 0},
+            r"mask must have shape \[1, 4, 200, 300\], or 1 .* got \[1, 1, 1, 300\]",
+        ),
+    ],
+)
+def test_bad_shapes_are_named(
+    sizes: dict[str, int], options: dict[str, torch.Tensor], message: str
+) -> None:
+    wanted = {"heads": 4, "queries": 200, "values": 300} | sizes
+    q = torch.zeros(1, wanted["heads"], wanted["queries"], 16)
+    k, v = torch.zeros(1, 2, 300, 16), torch.zeros(1, 2, wanted["values"], 16)
+    with pytest.raises(ValueError, match=message):
+        dense.dense_attention(q, k, v, **options)

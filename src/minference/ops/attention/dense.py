@@ -22,7 +22,7 @@ from minference.ops._triton import capability
 from minference.ops.attention.api import sparse_attention
 from minference.ops.attention.fp8 import check_precision
 from minference.ops.build import Layout, dense_index
-from minference.ops.checks import check_sinks, score_factor
+from minference.ops.checks import check_rows, check_sinks, check_sizes, score_factor
 from minference.ops.scores import softcapped
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -83,10 +83,13 @@ def dense_attention(
         [B, H, L, E] in q's dtype; a row that sees no key is 0.
 
     Raises:
-        ValueError: a scale or a soft cap that is none, sinks that are not one a head.
+        ValueError: shapes that do not fit one another, a scale or a soft cap that is none, sinks
+            that are not one a head.
         UnsupportedError: fp8 where it cannot be had, with a mask or dropout, or with values wider
             than keys.
     """
+    check_sizes(q, k)
+    _check_others(q, k, v, keep, mask)
     factor = score_factor(q, scale, softcap)
     check_precision(precision)
     check_sinks(q, sinks)
@@ -127,6 +130,27 @@ def dense_attention(
         else:
             out.append(_masked(*block, own, factor, dropout))
     return torch.cat(out, dim=2) if len(out) > 1 else out[0]
+
+
+def _check_others(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, mask: Tensor | None
+) -> None:
+    """Raise ValueError unless values and masks belong to the queries and keys."""
+    batch, heads, rows, _ = q.shape
+    keys = k.shape[2]
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"v must have k's {list(k.shape[:3])} rows, got {list(v.shape[:3])}")
+    if keep is not None and keep.shape != (batch, keys):
+        raise ValueError(f"keep must have shape {[batch, keys]}, got {list(keep.shape)}")
+    if mask is None:
+        check_rows(q, k)
+        return
+    own = list(mask.shape)
+    if own not in ([b, h, rows, keys] for b in (1, batch) for h in (1, heads)):
+        raise ValueError(
+            f"mask must have shape {[batch, heads, rows, keys]}, or 1 for all batch rows or heads, "
+            f"got {own}"
+        )
 
 
 def has_holes(keep: Bool[Tensor, "B N"]) -> bool:
