@@ -15,7 +15,8 @@ from typing import Any
 from minference.eval.statistics import last_prefills
 
 Record = dict[str, Any]
-_CELL = ("task", "length", "placement", "split", "questions", "method")
+CELL = ("task", "length", "placement", "split", "questions", "method")
+"""Fields that name a cell and a method."""
 _BY_LAYER = ("density", "recall", "recall_min", "output_error")
 
 
@@ -32,15 +33,15 @@ def pack(records: Iterable[Mapping[str, Any]]) -> list[Record]:
         if record["record"] == "run":
             runs.append(dict(record))
         elif record["record"] == "question":
-            questions[tuple(record[name] for name in _CELL)].append(record)
+            questions[tuple(record[name] for name in CELL)].append(record)
     for record in last_prefills(lines):
-        prefills[tuple(record[name] for name in _CELL)].append(record)
+        prefills[tuple(record[name] for name in CELL)].append(record)
     return runs + [_line(cell, own, prefills[cell]) for cell, own in questions.items()]
 
 
 def unpack(line: Mapping[str, Any]) -> Iterator[Record]:
     """Question lines of a packed one, and one prefill line with the means."""
-    base = {name: line[name] for name in _CELL}
+    base = {name: line[name] for name in CELL}
     depths = line.get("depth")
     for place, word in enumerate(line["correct"].split()):
         seed = line["seeds"][0] + place
@@ -57,7 +58,7 @@ def unpack(line: Mapping[str, Any]) -> Iterator[Record]:
 def _line(
     cell: tuple[Any, ...], asked: list[Mapping[str, Any]], read: list[Mapping[str, Any]]
 ) -> Record:
-    base: Record = {"record": "cell", **dict(zip(_CELL, cell, strict=True))}
+    base: Record = {"record": "cell", **dict(zip(CELL, cell, strict=True))}
     first, last = (pick(record["seed"] for record in asked) for pick in (min, max))
     words = [["-"] * base["questions"] for _ in range(first, last + 1)]
     depths: list[Any] = [None] * len(words)

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minference.eval.packed import unpack
+from minference.eval.packed import CELL, unpack
 from minference.log import get_logger
 
 FILE_NAME = "samples.jsonl"
 _KEY = ("task", "length", "placement", "split", "seed", "questions", "index", "method")
-_CELL = ("task", "length", "placement", "split", "questions", "method")
 _ITEM = ("task", "length", "index", "method")
 _FIELDS = {
     "run": ("model",),
-    "question": (*_CELL, "seed", "index", "correct"),
-    "prefill": (*_CELL, "seed"),
-    "cell": (*_CELL, "seeds", "correct"),
+    "question": (*CELL, "seed", "index", "correct"),
+    "prefill": (*CELL, "seed"),
+    "cell": (*CELL, "seeds", "correct"),
     "infinitebench": (*_ITEM, "score", "density"),
     "ruler": (*_ITEM, "score", "density"),
     "perplexity": (*_ITEM, "nats", "bits_per_byte", "density"),
