@@ -100,7 +100,7 @@ def uniform(length: int, device: torch.device) -> dict[str, object]:
     q, k, v = random_qkv(8, 2, length, dim=128, dtype=dtype, device=device)
     q = q * 0.01
     method = Watched()
-    index = method.build_index(q, k, context_for(layout_of(q, k), 8, dim=128))
+    index = method.sparse_index(q, k, context_for(layout_of(q, k), 8, dim=128))
     out = sparse_attention(q, k, v, index).float()
     dense = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, is_causal=True, enable_gqa=True

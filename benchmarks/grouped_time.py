@@ -102,15 +102,15 @@ def stages(
     context = Context(layout, layer, tuple(range(q.shape[1])), scale)
     plan = method.plan(layout, layer)
     found = grouped_blocks(q, k, layout, plan, scale=scale)
-    index = method.build_index(q, k, context)
+    index = method.sparse_index(q, k, context)
     return {
         "estimate": lambda: grouped_blocks(q, k, layout, plan, scale=scale),
         "guard": lambda: guard_blocks(q, k, *found, layout, target=method.target, scale=scale),
         "assemble": lambda: assemble(layout, k.shape[1], blocks=found[0], group_tiles=1),
-        "index": lambda: method.build_index(q, k, context),
+        "index": lambda: method.sparse_index(q, k, context),
         "kernel": lambda: sparse_attention(q, k, v, index, scale=scale),
         "together": lambda: sparse_attention(
-            q, k, v, method.build_index(q, k, context), scale=scale
+            q, k, v, method.sparse_index(q, k, context), scale=scale
         ),
     }
 
@@ -120,7 +120,7 @@ def facts(method: Grouped, q: Tensor, k: Tensor, layer: int) -> dict[str, object
     layout = layout_of(q[:1, :1], k[:1, :1])
     scale = q.shape[3] ** -0.5
     context = Context(layout, layer, tuple(range(q.shape[1])), scale)
-    index = method.build_index(q, k, context)
+    index = method.sparse_index(q, k, context)
     pairs = int(index.blocks.count.sum()) * 128 * 64 / k.shape[1]
     lists, wider = grouped_blocks(q, k, layout, method.plan(layout, layer), scale=scale)
     seen = guard_blocks(q, k, lists, wider, layout, target=method.target, scale=scale)

@@ -61,6 +61,17 @@ def test_chunk_keeps_the_same_blocks_in_whole_groups_as_the_full_prompt() -> Non
             assert torch.equal(part.blocks.row(0, head, tile), whole.blocks.row(0, head, 8 + tile))
 
 
+def test_early_layers_are_dense_where_that_is_asked_for() -> None:
+    method = Grouped(early=2, early_dense=True)
+    check_method(method, layers=3)
+    q, k, _ = random_qkv(4, 2, 300)
+    first, second, third = (
+        method.build_index(q, k, context_for(layout_of(q, k), 4, layer=layer)) for layer in range(3)
+    )
+    assert first is second is None
+    assert third is not None
+
+
 def test_early_layers_choose_by_single_keys_for_longer_lists() -> None:
     first, stop = torch.zeros(1), torch.ones(1)
     layout = Layout(first, stop, 1 << 17, 1 << 17)

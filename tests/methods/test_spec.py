@@ -37,6 +37,7 @@ def test_build_applies_options() -> None:
         ("grouped:mass=abc", "mass must be a finite number, got 'abc'"),
         ("grouped:most=1.5", "most must be a whole number, got 1.5"),
         ("grouped:samples=true", "samples must be a whole number, got True"),
+        ("grouped:early_dense=3", "early_dense must be True or False, got 3"),
         ("flexprefill:tau=nan", "tau must be a finite number, got nan"),
         ("xattention:stride=8.0", "stride must be a whole number, got 8.0"),
         ("minference:budget_length=a", "budget_length must be a whole number, got 'a'"),

@@ -61,7 +61,7 @@ class Method(ABC):
                 "asked for and recorded"
             )
         for own in fields(self):
-            _check_number(own, getattr(self, own.name))
+            _check_value(own, getattr(self, own.name))
         if self.min_seq_len is not None and self.min_seq_len < 0:
             raise ValueError(
                 f"min_seq_len must be None or at least 0 tokens, got {self.min_seq_len}"
@@ -79,9 +79,11 @@ class Method(ABC):
         """The index of this call, or None where the method asks for dense attention."""
 
 
-def _check_number(own: Field[Any], value: object) -> None:
-    """Raises TypeError where a field that holds a number got something else."""
+def _check_value(own: Field[Any], value: object) -> None:
+    """Raises where a field that holds a number or a truth got something else."""
     kind = own.type.__name__ if isinstance(own.type, type) else str(own.type)
+    if kind == "bool" and not isinstance(value, bool):
+        raise TypeError(f"{own.name} must be True or False, got {value!r}")
     if value is None and kind in ("int | None", "float | None"):
         return
     whole = isinstance(value, int) and not isinstance(value, bool)

@@ -42,6 +42,7 @@ class Grouped(Method):
         early: layers, from the first on, that are looked at closer, since rows gather there what
             later layers find them by, from keys that means hide: candidates are chosen by single
             keys, and lists hold up to twice as many blocks, down to half the share.
+        early_dense: these layers are dense instead, where no answer may be lost.
         samples: about so many keys stand for those that a tile leaves out
             (`minference.index_samples`), up to twice as many beyond 64K keys, and twice as many in
             early layers; 0 for none.
@@ -68,6 +69,7 @@ class Grouped(Method):
     wider: int = 128
     target: float = 0.03
     early: int = 3
+    early_dense: bool = False
     samples: int = 256
     first_layer: int = 8
     sample_share: float = 0.02
@@ -147,7 +149,13 @@ class Grouped(Method):
             candidates=0 if few else self.candidates,
         )
 
-    def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
+    def build_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex | None:
+        if self.early_dense and context.layer < self.early:
+            return None
+        return self.sparse_index(q, k, context)
+
+    def sparse_index(self, q: Tensor, k: Tensor, context: Context) -> SparseIndex:
+        """The index of a layer that is not dense."""
         layout, layer = context.layout, context.layer
         plan, closer = self.plan(layout, layer), self.last_plan(layout, layer)
         rows = self.last_rows(layout) if plan != closer else 0
