@@ -21,7 +21,7 @@ import torch
 
 from minference.bench.peers import MethodTime, Times, read_times
 from minference.bench.records import environment
-from minference.eval.packed import pack
+from minference.eval.packed import CELL, pack
 from minference.eval.plan import Cell, make_cells, resolve_tasks
 from minference.eval.records import Records
 from minference.eval.runner import Subject, default_workers, run_cells
@@ -164,7 +164,7 @@ def append_packed(options: argparse.Namespace) -> None:
 def _key(line: dict[str, Any]) -> tuple[Any, ...]:
     if line["record"] == "run":
         return line.get("date"), line.get("command"), line.get("device")
-    return tuple(line[name] for name in ("task", "length", "placement", "split", "method"))
+    return tuple(line[name] for name in CELL)
 
 
 def _questions(line: dict[str, Any]) -> float:
