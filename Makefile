@@ -69,7 +69,8 @@ TRANSFORMERS ?= 5.5.3 5.23.0
 test-transformers: $(READY)
 	for version in $(TRANSFORMERS); do \
 	  own=$(VENV)/transformers-$$version; \
-	  test -d $$own || $(BIN)/python -m pip install -q --target $$own transformers==$$version 'numpy<2.4' || exit; \
+	  test -e $$own/.ready || { rm -rf $$own && $(BIN)/python -m pip install -q --target $$own \
+	    transformers==$$version 'numpy<2.4' && touch $$own/.ready; } || exit; \
 	  PYTHONPATH=$$own $(BIN)/python -m pytest -q $(PYTEST_ARGS) tests/integrations/transformers \
 	    tests/cli tests/demo tests/eval tests/search tests/test_examples.py || exit; \
 	done
@@ -107,8 +108,9 @@ test-vllm: $(VLLM_READY)
 $(VLLM_CUDA): $(VLLM_READY)
 	$(VLLM)/bin/python -m pip download -q --no-deps --only-binary :all: -d $(VLLM)/wheels vllm==$(VLLM_CUDA_VERSION)
 	$(VLLM)/bin/python -c "import zipfile, glob; w = zipfile.ZipFile(glob.glob('$(VLLM)/wheels/*')[0]); \
-	  w.extractall('$@', [n for n in w.namelist() if n.endswith('.py')])"
+	  w.extractall('$@.part', [n for n in w.namelist() if n.endswith('.py')])"
 	rm -r $(VLLM)/wheels
+	mv $@.part $@
 
 test-vllm-cuda: $(VLLM_CUDA)
 	PYTHONPATH=$(VLLM_CUDA) $(VLLM)/bin/python -m pytest -q -W ignore tests/integrations/vllm/test_cuda.py
