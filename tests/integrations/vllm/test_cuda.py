@@ -291,6 +291,7 @@ def test_mixed_batches_are_never_captured_and_prefixes_never_shared() -> None:
         ("model_config", "use_mla", True, "MLA"),
         ("parallel_config", "decode_context_parallel_size", 2, "context parallelism"),
         ("parallel_config", "prefill_context_parallel_size", 2, "context parallelism"),
+        ("parallel_config", "use_ubatching", True, "steps in parts"),
     ],
 )
 def test_engines_that_would_be_wrong_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -154,7 +155,7 @@ def test_a_running_request_keeps_its_attention(llm: LLM, prompts: list[str]) -> 
 
     from minference.integrations.vllm import attach_llm
 
-    handle = attach_llm(llm, EVERYTHING)
+    handle = attach_llm(llm, EVERYTHING, workspace_mib=1)
     llm.llm_engine.add_request("one", prompts[0], SamplingParams(temperature=0, max_tokens=64))
     for _ in range(3):
         llm.llm_engine.step()
@@ -219,3 +220,13 @@ def test_something_else_than_an_engine_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"vllm\.LLM"):
         attach_llm(object())  # type: ignore[arg-type]
+
+
+def test_a_bad_pattern_file_is_a_bad_option(llm: LLM, tmp_path: Path) -> None:
+    from minference.integrations.vllm import attach_llm
+
+    path = tmp_path / "patterns.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match="patterns.json"):
+        attach_llm(llm, patterns=str(path))
+    assert implementations(llm) == {"CPUAttentionBackendImpl"}

@@ -203,6 +203,10 @@ def test_pages_never_hold_the_nan_of_a_failed_row() -> None:
     assert layer.runtime.clean(poisoned).tolist() == [1.0, 0.0]
     layer.runtime.start_step()
     assert layer.runtime.clean(poisoned) is poisoned
+    layer.runtime.alone = False
+    assert layer.runtime.clean(poisoned).tolist() == [1.0, 0.0]
+    layer.runtime.isolate = False
+    assert layer.runtime.clean(poisoned) is poisoned
 
 
 def test_short_rows_early_layers_and_disable_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:

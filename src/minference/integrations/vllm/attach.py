@@ -53,6 +53,7 @@ def attach_llm(
     *,
     min_chunk: int = 128,
     starting_layer: int = 0,
+    workspace_mib: int = 512,
     impl: str = "auto",
     **settings: Any,  # noqa: ANN401
 ) -> Handle:
@@ -67,6 +68,8 @@ def attach_llm(
         method: a method or its name; "minference" with the model's own patterns unless given.
         min_chunk: chunks of fewer queries stay dense.
         starting_layer: layers below it stay dense.
+        workspace_mib: most MiB of keys and values that are copied out of pages at a time; the
+            context of one KV head at least.
         impl: implementation of the operations, as in `sparse_attention`.
         settings: options of a method that is given by name, such as `patterns`, a file or an id.
 
@@ -82,6 +85,7 @@ def attach_llm(
             f"(vllm serve --additional-config), see docs/vllm.md"
         )
     common = {"min_chunk": min_chunk, "starting_layer": starting_layer, "impl": impl}
+    common["workspace_mib"] = workspace_mib
     if isinstance(method, Method):
         if settings:
             raise ValueError(f"give {sorted(settings)} to the method itself, not beside it")

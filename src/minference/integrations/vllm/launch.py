@@ -105,7 +105,8 @@ def build_runtime(
     rank = get_tensor_model_parallel_rank()
     report = _log.info if rank == 0 else _log.debug
     recorder = Recorder(report, publish=rank == 0)
-    return Runtime(options, method, context, work, isolate, recorder, model.layers)
+    alone = config.parallel_config.world_size == 1
+    return Runtime(options, method, context, work, isolate, recorder, model.layers, alone)
 
 
 def refuse(config: VllmConfig) -> None:
@@ -122,6 +123,8 @@ def refuse(config: VllmConfig) -> None:
         problem = "multi-head latent attention (MLA); serve this model without minference"
     elif max(parallel.decode_context_parallel_size, _prefill_ranks(parallel)) > 1:
         problem = "context parallelism; use tensor or pipeline parallelism"
+    elif getattr(parallel, "use_ubatching", False):
+        problem = "steps in parts (enable_dbo, ubatch_size); leave these options out"
     if problem:
         raise UnsupportedError(f"minference cannot serve {problem}")
 

@@ -42,6 +42,8 @@ class Runtime:
             fails the requests whose logits are NaN; without it the error goes up.
         recorder: counts and logs.
         layers: attention layers of the model; those behind them draft tokens.
+        alone: whether this worker computes the whole model. Beside others (tensor or pipeline
+            parallelism) a row may have failed where it cannot see it.
     """
 
     options: Options
@@ -51,6 +53,7 @@ class Runtime:
     isolate: bool
     recorder: Recorder
     layers: int = sys.maxsize
+    alone: bool = True
     step: object = None
     poisoned: bool = False
     _serving: bool = False
@@ -76,7 +79,8 @@ class Runtime:
         A failed row is NaN from the failing layer on, and some kernels multiply what a page
         holds past the end of a context by zero: a NaN there would reach the next owner.
         """
-        return torch.nan_to_num(part, nan=0.0) if self.poisoned else part
+        elsewhere = self.isolate and not self.alone
+        return torch.nan_to_num(part, nan=0.0) if self.poisoned or elsewhere else part
 
 
 @dataclass(frozen=True)

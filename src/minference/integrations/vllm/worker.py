@@ -36,7 +36,7 @@ class WorkerExtension:
         try:
             return {"served": attach_layers(self.vllm_config, Options.from_dict(options))}
         except (ValueError, TypeError, UnsupportedError) as error:
-            kind = type(error).__name__
+            kind = "ValueError" if isinstance(error, ValueError) else type(error).__name__
             return {"problem": str(error), "kind": kind, "attached": attached}
 
     def minference_detach(self) -> int:
