@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from minference.errors import MissingDependencyError
+from minference.eval import ruler
 from minference.eval.ruler import (
     KIND,
     NEEDLES,
@@ -56,6 +57,28 @@ def test_without_lm_eval_the_error_names_the_extra(
         run_ruler(subject, SPECS, ["niah_single_1"], [1024], tmp_path, samples=1)
 
 
+def test_documents_that_were_answered_stay(
+    tmp_path: Path, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another Python draws others, and a generator leaves one out."""
+    drawn: list[int] = []
+
+    def draw(task: str, length: int, count: int, *_: object) -> list[dict[str, Any]]:
+        drawn.append(count)
+        return [{"index": i, "input": f"{count}/{i}"} for i in range(count) if i != 1]
+
+    monkeypatch.setattr(ruler, "make_documents", draw)
+    for count, asked in ((3, [3]), (3, [3]), (2, [3]), (5, [3, 5]), (5, [3, 5])):
+        found = ruler._documents("ruler_vt", 1024, count, subject, tmp_path)
+        assert drawn == asked
+    assert {i: document["input"] for i, document in found.items()} == {
+        0: "3/0",
+        2: "3/2",
+        3: "5/3",
+        4: "5/4",
+    }
+
+
 def test_the_entry_point_names_the_model() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     assert declared["lm_eval.models"] == {"minference": "minference.eval.lm_harness:SparseLM"}
@@ -100,7 +123,7 @@ def test_a_run_scores_every_method_on_the_same_documents_and_goes_on(
     run_ruler(bytes_subject, SPECS[:1], tasks, [1024], tmp_path, samples=1)
     records = run_ruler(bytes_subject, SPECS, tasks, [1024], tmp_path, samples=2)
     own = list(records.of(KIND))
-    kept = json.loads((tmp_path / "ruler" / "niah_single_1-1024.json").read_text())
+    kept = json.loads((tmp_path / "ruler" / "niah_single_1-1024.json").read_text())["documents"]
     assert sorted((r["method"], r["index"]) for r in own) == sorted(
         (spec.label, index) for spec in SPECS for index in range(2)
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from minference.eval.packed import CELL
 from minference.eval.plan import draw_all, make_cells, resolve_tasks, valid_tasks
 from minference.eval.records import FILE_NAME, Records, key_of
 from minference.eval.runner import Subject, run_cells
@@ -38,9 +39,15 @@ def test_a_prompt_does_not_depend_on_how_many_are_asked() -> None:
     assert [few.order(seed) for seed in range(2)] == [many.order(seed) for seed in range(2)]
 
 
+NAMED = dict.fromkeys(CELL, "x") | {"record": "cell", "length": 1, "questions": 1}
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [
+        (json.dumps(NAMED | {"seeds": [], "correct": "1"}), "list index out of range"),
+        (json.dumps(NAMED | {"seeds": [0, 1], "correct": "x"}), "invalid literal"),
+        ('{"record": ["run"]}', "unhashable"),
         ('{"record": "question", "task": "t"}', "a 'question' without length, placement"),
         ('{"record": "answers"}', "no object with 'record' of run, question"),
         ("[1]", "no object with 'record'"),

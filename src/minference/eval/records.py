@@ -130,10 +130,9 @@ def _parse(path: Path) -> Records:
         try:
             record = json.loads(line.decode())
             _check(record)
-        except ValueError as error:
+            records.lines += list(unpack(record)) if record["record"] == "cell" else [record]
+        except (ValueError, TypeError, LookupError) as error:
             records.broken.append((number, str(error)))
-            continue
-        records.lines += unpack(record) if record["record"] == "cell" else [record]
     return records
 
 

@@ -108,8 +108,9 @@ def run_ruler(
         missing = [i for i in range(samples) if key_of(base | {"index": i}) not in done]
         if missing:
             documents = _documents(task, length, samples, subject, folder)
-            own = [documents[i] for i in missing if i < len(documents)]
-            records.append([base | line for line in _evaluate(subject, spec, task, own)])
+            own = [documents[i] for i in missing if i in documents]
+            lines = _evaluate(subject, spec, task, own) if own else []
+            records.append([base | line for line in lines])
     if progress:
         progress(len(todo), len(todo), "done")
     return records
@@ -155,16 +156,22 @@ def make_documents(
 
 def _documents(
     task: str, length: int, count: int, subject: Subject, folder: Path
-) -> list[dict[str, Any]]:
-    """Documents kept in the folder; drawn again where there are too few."""
+) -> dict[int, dict[str, Any]]:
+    """Documents by their number, of which generators leave out some. Those that the folder keeps
+    stay as they are, since answers to them may be there; more are drawn where more are asked for.
+    """
     path = folder / "ruler" / f"{task}-{length}.json"
+    kept: dict[str, Any] = {"asked": 0, "documents": []}
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if len(kept) >= count:
-            return kept
-    found = make_documents(task, length, count, subject.tokenizer, folder / "ruler" / "nltk")
-    write_text(path, json.dumps(found, ensure_ascii=False))
-    return found
+    found = kept["documents"]
+    if kept["asked"] < count:
+        known = {document["index"] for document in found}
+        made = make_documents(task, length, count, subject.tokenizer, folder / "ruler" / "nltk")
+        found = found + [document for document in made if document["index"] not in known]
+        kept = {"asked": count, "documents": found}
+        write_text(path, json.dumps(kept, ensure_ascii=False))
+    return {document["index"]: document for document in found}
 
 
 def _needle_documents(
