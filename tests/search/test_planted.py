@@ -1,5 +1,7 @@
 """Search finds the kind that was planted, and grows budgets until the target is reached."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -38,6 +40,32 @@ def test_scores_of_everything_are_one() -> None:
     scores = LayerScorer(call, 32).scores([Dense()] * 4)
     torch.testing.assert_close(scores["mass"], torch.ones(4))
     torch.testing.assert_close(scores["output"], torch.ones(4), atol=1e-5, rtol=0)
+
+
+def test_values_wider_than_keys_are_scored_whole() -> None:
+    q, k, v = random_qkv(4, 2, 600)
+    call = call_of(q, k, torch.cat([v, 100 * v.flip(2)], dim=-1))
+    own = [AShape(64, 64)] * 4
+    whole, first = (
+        LayerScorer(x, 32).scores(own) for x in (call, replace(call, v=call.v[..., :32]))
+    )
+    torch.testing.assert_close(whole["mass"], first["mass"])
+    assert not torch.allclose(whole["output"], first["output"], rtol=0.01)
+    assert LayerScorer(call, 32).scores([Dense()] * 4)["output"] == pytest.approx(torch.ones(4))
+
+
+def test_sinks_take_their_part_of_the_mass() -> None:
+    call = call_of(*random_qkv(4, 2, 600))
+    sinks = torch.tensor([-30.0, 2.0, 6.0, 9.0])
+    with_sinks = replace(call, context=replace(call.context, sinks=sinks))
+    plain, lost = (
+        1 - LayerScorer(x, 32).scores([AShape(64, 64)] * 4)["mass"] for x in (call, with_sinks)
+    )
+    torch.testing.assert_close(lost[0], plain[0])
+    assert bool((lost[1:] < plain[1:]).all())
+    assert lost[3] < 0.2 * plain[3]
+    for scores in LayerScorer(with_sinks, 32).scores([Dense()] * 4).values():
+        torch.testing.assert_close(scores, torch.ones(4), atol=1e-5, rtol=0)
 
 
 def test_budgets_grow_to_the_target_or_to_dense() -> None:

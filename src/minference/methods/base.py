@@ -6,7 +6,7 @@ A new method is one file: a frozen dataclass with a `name` and a `build_index`, 
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -27,6 +27,8 @@ class Context:
         scale: factor of the scores.
         softcap: scores become softcap * tanh(score / softcap); 0 for none.
         impl: implementation of the operations, as in `sparse_attention`.
+        sinks: a logit for each of q's heads that takes part in the softmax without a value; None
+            for none.
     """
 
     layout: Layout
@@ -35,6 +37,7 @@ class Context:
     scale: float
     softcap: float = 0.0
     impl: str = "auto"
+    sinks: Float[Tensor, " H"] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

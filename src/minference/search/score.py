@@ -10,7 +10,7 @@ from torch import Tensor
 from minference.head_patterns import HeadPatterns
 from minference.methods.base import Context
 from minference.methods.minference import MInference
-from minference.ops.attention.api import sparse_attention
+from minference.ops.attention.api import even_head_dims, sparse_attention
 from minference.ops.attention.recall import dense_rows, kept_mass, output_error, sample_rows
 from minference.ops.build import dense_index
 from minference.patterns import BUDGET_LENGTH, Pattern
@@ -32,9 +32,6 @@ class LayerScorer:
     """Scores patterns on one call; the dense rows to compare with are computed once."""
 
     def __init__(self, call: Call, rows: int) -> None:
-        # values narrower than keys: zeros beside them change no output
-        narrow = call.k.shape[-1] - call.v.shape[-1]
-        call = replace(call, v=torch.nn.functional.pad(call.v, (0, narrow))) if narrow else call
         self.call = call
         layout = call.context.layout
         self.rows: Int[Tensor, " R"] = sample_rows(layout.q_len, rows, call.q.device)
@@ -46,6 +43,7 @@ class LayerScorer:
             self.rows,
             scale=call.context.scale,
             softcap=call.context.softcap,
+            sinks=call.context.sinks,
         )
 
     def scores(self, patterns: Sequence[Pattern]) -> dict[str, Float[Tensor, " H"]]:
@@ -60,18 +58,20 @@ class LayerScorer:
         index = method.build_index(call.q, call.k, own)
         if index is None:
             index = dense_index(own.layout, call.q.shape[1])
+        q, k, v = even_head_dims(call.q, call.k, call.v)
         out, lse = sparse_attention(
-            call.q,
-            call.k,
-            call.v,
+            q,
+            k,
+            v,
             index,
             scale=own.scale,
             softcap=own.softcap,
+            sinks=own.sinks,
             return_lse=True,
             impl=own.impl,
         )
         kept = kept_mass(lse[:, :, self.rows], self.dense_lse)
-        error = output_error(out[:, :, self.rows], self.dense)
+        error = output_error(out[:, :, self.rows, : call.v.shape[-1]], self.dense)
         return {"mass": kept.mean(dim=(0, 2)), "output": 1 - error.mean(dim=0)}
 
 

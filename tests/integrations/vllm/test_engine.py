@@ -227,6 +227,6 @@ def test_a_bad_pattern_file_is_a_bad_option(llm: LLM, tmp_path: Path) -> None:
 
     path = tmp_path / "patterns.json"
     path.write_text("{")
-    with pytest.raises(ValueError, match="patterns.json"):
+    with pytest.raises(ValueError, match=r"patterns\.json"):
         attach_llm(llm, patterns=str(path))
     assert implementations(llm) == {"CPUAttentionBackendImpl"}

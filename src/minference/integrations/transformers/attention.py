@@ -17,7 +17,7 @@ from minference.integrations.transformers.state import State, find
 from minference.log import info_once, warn_once
 from minference.methods.base import Context
 from minference.methods.thresholds import most_share
-from minference.ops.attention.api import sparse_attention
+from minference.ops.attention.api import even_head_dims, sparse_attention
 from minference.ops.attention.dense import dense_attention, has_holes
 from minference.ops.build import Layout
 
@@ -243,6 +243,7 @@ def _prefill(
         scale=options["scale"],
         softcap=options["softcap"],
         impl=state.impl,
+        sinks=options["sinks"],
     )
     if state.observe is not None:
         state.observe(context, query, key, value)
@@ -290,7 +291,7 @@ def _sparse(
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     width = value.shape[-1]
-    query, key, value = _evened(query, key, value)
+    query, key, value = even_head_dims(query, key, value)
     options = options | {"impl": state.impl, "precision": state.precision}
     if return_lse and not index.samples:
         out, lse = sparse_attention(query, key, value, index, return_lse=True, **options)
@@ -301,15 +302,6 @@ def _sparse(
         own = replace(index, samples=0)
         _, lse = sparse_attention(query, key, value, own, return_lse=True, **options)
     return out[..., :width], lse
-
-
-def _evened(*tensors: Tensor) -> list[Tensor]:
-    """The tensors with the widest's head dim, zeros in the rest: scores and outputs stay."""
-    widest = max(x.shape[-1] for x in tensors)
-    return [
-        x if x.shape[-1] == widest else nn.functional.pad(x, (0, widest - x.shape[-1]))
-        for x in tensors
-    ]
 
 
 def _token_major(out: Tensor, query: Tensor, state: State) -> Tensor:

@@ -177,7 +177,11 @@ class LayerPrefill:
             scale=self.scale,
             softcap=self.softcap,
             impl=self.runtime.options.impl,
+            sinks=self._sinks(own),
         )
+
+    def _sinks(self, own: slice) -> Tensor | None:
+        return None if self.sinks is None else self.sinks[own]
 
     def _write(
         self,
@@ -197,7 +201,7 @@ class LayerPrefill:
             index,
             scale=self.scale,
             softcap=self.softcap,
-            sinks=None if self.sinks is None else self.sinks[_queries_of(part, share)],
+            sinks=self._sinks(_queries_of(part, share)),
             impl=self.runtime.options.impl,
         )
         output.copy_(out[0].transpose(0, 1))

@@ -100,6 +100,16 @@ def sparse_attention(
     return (out, lse) if return_lse else out
 
 
+def even_head_dims(*tensors: Tensor) -> list[Tensor]:
+    """The tensors with the widest's head dim, zeros in the rest: scores stay, if their scale is
+    given, and so do outputs in the first places."""
+    widest = max(x.shape[-1] for x in tensors)
+    return [
+        x if x.shape[-1] == widest else torch.nn.functional.pad(x, (0, widest - x.shape[-1]))
+        for x in tensors
+    ]
+
+
 def with_sinks(
     out: Float[Tensor, "B H L D"], lse: Float[Tensor, "B H L"], sinks: Float[Tensor, " H"]
 ) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"]]:
